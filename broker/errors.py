@@ -130,7 +130,8 @@ class IntegrityError(BrokerError):
 class Unreachable(BrokerError):
     """The other side did not answer and nothing was started there: repeating is safe."""
 
-    code, title, mender, http_status, exit_code = "unreachable", "Unreachable", "time", 503, 69
+    code, title, http_status, exit_code = "unreachable", "Unreachable", 503, 69
+    mender: ClassVar[Mender] = "time"
 
 
 class TransferInterrupted(Unreachable):
@@ -142,7 +143,8 @@ class TransferInterrupted(Unreachable):
 class DiskFull(Unreachable):
     """The far side has no room left; an admin makes room, then the next try goes on."""
 
-    code, title, mender, http_status = "disk_full", "Disk full", "admin", 507
+    code, title, http_status = "disk_full", "Disk full", 507
+    mender: ClassVar[Mender] = "admin"
 
 
 class OutcomeUnknown(BrokerError):

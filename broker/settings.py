@@ -1,0 +1,193 @@
+"""Every setting of the broker, typed and described. `docs/settings.md` is generated from this module.
+
+Values come, first found wins, from: keyword arguments, environment variables (`BROKER_…`, `__` between
+levels: `BROKER_S3__BUCKET`), the TOML file named by `BROKER_CONFIG_FILE` (default `broker.toml` in the
+working directory, if there is one), the defaults below. Secrets are files (0600), never values: see
+`SecretFile`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from broker.errors import ConfigurationError
+
+SecretFile = Annotated[Path, Field(description="A file with the secret, readable by its owner alone (0600)")]
+
+CONFIG_FILE_VARIABLE = "BROKER_CONFIG_FILE"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterSettings(_Section):
+    """One Slurm cluster: how to reach it and how jobs are asked for there."""
+
+    transport: Literal["ssh", "local"] = Field(
+        "ssh", description="`ssh` to a login node, or `local` where the broker runs on one itself"
+    )
+    ssh_host: str = Field("127.0.0.1", description="Login node")
+    ssh_port: int = Field(22, ge=1, le=65535, description="Port of sshd on the login node")
+    ssh_user: str = Field("broker", description="Account that submits the jobs (`run_as: service`)")
+    ssh_key_file: Path | None = Field(None, description="Private key of that account (0600)")
+    ssh_known_hosts: Path | None = Field(
+        None, description="Host keys that are trusted, in known_hosts(5) format; an unknown key is refused"
+    )
+    ssh_timeout_s: float = Field(30, gt=0, description="Time to connect and to open a channel, seconds")
+    ssh_channels: int = Field(
+        8, ge=2, le=64, description="Sessions at once over one connection; sshd allows 10 (`MaxSessions`)"
+    )
+    base_path: str = Field(
+        "/cluster/ml-jobs", pattern=r"^/[A-Za-z0-9._/-]+$", description="Shared folder for run directories"
+    )
+    image_dir: str = Field(
+        "/cluster/images", pattern=r"^/[A-Za-z0-9._/-]+$", description="Shared cache of pulled images (SIF)"
+    )
+    code_roots: tuple[str, ...] = Field(
+        (), description="Folders below which `code.path` and `.sif` images may lie; empty allows none"
+    )
+    partition: str | None = Field(None, description="Partition asked for; the cluster's default if unset")
+    account: str | None = Field("default", description="Slurm account of runs without a tenant")
+    qos: str | None = Field(None, description="QOS asked for; the association's default if unset")
+    gpu_types: dict[str, str] = Field(
+        {}, description='GPU type in specs → GRES type, e.g. `{"A100": "a100"}`; default: lower case'
+    )
+    registry_mirrors: dict[str, str] = Field(
+        {},
+        description='Registry in specs → registry pulled from: `{"registry.example.org": "127.0.0.1:5000"}`',
+    )
+    insecure_registries: tuple[str, ...] = Field(
+        (), description="Registries that speak plain HTTP (`apptainer pull --no-https`)"
+    )
+    path: str = Field(
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        description="`PATH` of batch scripts and of remote commands",
+    )
+    default_cpus: int = Field(1, ge=1, description="CPUs of a component that asks for none")
+    signal_before_s: int = Field(
+        120, ge=0, le=65535, description="Warning signal this long before the time limit (`sbatch --signal`)"
+    )
+    poll_interval_s: float = Field(30, gt=0, description="Time between two looks at the queue")
+    submit_timeout_s: float = Field(
+        180, ge=30, description="How long a submission may take; sbatch itself may wait 120 s at MaxJobCount"
+    )
+    command_timeout_s: float = Field(30, gt=0, description="How long a query to Slurm may take")
+    pull_timeout_s: float = Field(3600, gt=0, description="How long pulling one image may take")
+    unknown_deadline_s: float = Field(
+        3600, gt=0, description="A job that neither squeue, sacct nor its marker knows is given up after this"
+    )
+    log_limit_mib: int = Field(
+        64, ge=1, description="Logs above this are stored as head and tail, the cut shown in the text"
+    )
+    keep_succeeded_days: float = Field(7, ge=0, description="Days a run directory stays after success")
+    keep_failed_days: float = Field(30, ge=0, description="… and after failure or cancellation")
+
+
+class S3Settings(_Section):
+    """The object store. Without `endpoint_url` the embedded one is started by `broker up`."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; unset: the embedded object store")
+    public_url: str | None = Field(None, description="Endpoint as clients see it, for presigned URLs")
+    region: str = Field("us-east-1", description="Region used in signatures")
+    bucket: str = Field("models", min_length=3, max_length=63, description="Bucket for results")
+    access_key_file: SecretFile | None = Field(None, description="File with the access key")
+    secret_key_file: SecretFile | None = Field(None, description="File with the secret key")
+    embedded_port: int = Field(
+        0, ge=0, le=65535, description="Port of the embedded store; 0: a free one, kept"
+    )
+    part_size_mib: int = Field(16, ge=5, le=1024, description="Part size of multipart uploads")
+    cors_origins: tuple[str, ...] = Field((), description="Web origins that may use presigned URLs")
+    presign_expires_s: int = Field(3600, ge=60, le=604800, description="Life of a presigned URL, seconds")
+    stale_upload_hours: float = Field(24, gt=0, description="Multipart uploads older than this are aborted")
+
+
+class ApiSettings(_Section):
+    """The REST server."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: a free one")
+    access_token_minutes: float = Field(60, gt=0, description="Life of an access token (JWT)")
+    max_body_mib: int = Field(256, ge=1, description="Largest request body (uploaded code)")
+    threads: int = Field(40, ge=4, description="Requests handled at once")
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one broker."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BROKER_", env_nested_delimiter="__", extra="forbid", frozen=True, toml_file=None
+    )
+
+    environment: str = Field(
+        "dev", pattern=r"^[a-z0-9]{1,12}$", description="First part of every Slurm job name"
+    )
+    data_dir: Path = Field(Path("var"), description="Folder of everything the broker keeps on its own disk")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL; unset: SQLite in `data_dir`. PostgreSQL: `postgresql+psycopg://…`"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="Form of the log lines on stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    metrics_public: bool = Field(False, description="Whether `/metrics` answers without a token")
+    max_concurrent_runs: int = Field(10, ge=1, description="Submissions and collections at once, per worker")
+    lease_s: float = Field(30, ge=3, description="A worker that is silent this long loses its cluster")
+    default_cluster: str | None = Field(None, description="Cluster of runs that name none")
+    clusters: dict[str, ClusterSettings] = Field({}, description="Clusters by name")
+    s3: S3Settings = Field(default_factory=S3Settings, description="Object store")
+    api: ApiSettings = Field(default_factory=ApiSettings, description="REST server")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file (GC-09)."""
+        file = Path(os.environ.get(CONFIG_FILE_VARIABLE, "broker.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database to open."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'broker.sqlite3'}"
+
+    def cluster_name(self, wanted: str | None) -> str:
+        """The cluster of a run: the one it names, else the default, else the only one."""
+        only = next(iter(self.clusters)) if len(self.clusters) == 1 else None
+        name = wanted or self.default_cluster or only
+        if name is None:
+            raise ConfigurationError(
+                "No cluster was named and there is no default: set `default_cluster`, or name one of: "
+                + (", ".join(self.clusters) or "none is configured; see docs/operations.md")
+            )
+        return name
+
+
+def read_secret(path: Path) -> str:
+    """The secret in `path`, without its last newline; a file that others can read is refused."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"The secret file {path} can't be read: {error.strerror}") from error
+    if mode & 0o077:
+        raise ConfigurationError(f"The secret file {path} can be read by others: chmod 600 {path}")
+    return text
