@@ -1,0 +1,158 @@
+"""What every host can do, whatever lies between it and us.
+
+A host runs commands and holds files. Commands are argument lists, never shell text; the two outcomes that a
+caller must not confuse have an error each:
+
+    Unreachable      certain: the command was not started (or it only reads, and was declared so)
+    OutcomeUnknown   it was handed over and no exit status came back: it may have happened
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, Protocol
+
+from broker.errors import InvalidRequest
+
+Stdin = bytes | Iterable[bytes]
+"""What a command reads: all of it, or chunks (of any size) that are pulled while the command runs."""
+
+RemotePath = str | PurePosixPath
+"""A path on the host. Bytes that are not UTF-8 are carried by `surrogateescape`, as `os.fsdecode` does."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with (bytes that have arrived, bytes in all or None where that is not known)."""
+
+FileKind = Literal["file", "dir", "link", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended: its exit status, all it wrote, and the head of what it complained about."""
+
+    rc: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def complaint(self) -> str:
+        """Standard error as one line for a person; says so when there was none."""
+        lines = [line.strip() for line in self.stderr.decode(errors="replace").splitlines()]
+        return "; ".join(line for line in lines if line) or f"exit status {self.rc}, without a word"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One name as `lstat(2)` sees it: a link is a link, whatever it points to.
+
+    `path` is relative to the folder that was walked (or the path that was asked for); `size` is in bytes;
+    `mtime` in seconds since the epoch.
+    """
+
+    path: str
+    size: int
+    mtime: float
+    kind: FileKind
+
+
+class Host(Protocol):
+    """This machine, or a login node over SSH. Every method may be called from any thread."""
+
+    @property
+    def name(self) -> str:
+        """How people know it; it stands in every error."""
+
+    def run(
+        self, argv: Sequence[str], *, stdin: Stdin = b"", timeout: float, readonly: bool = False
+    ) -> Completed:
+        """Run a command to its end; `timeout` (s) covers everything, connecting included.
+
+        `readonly` declares that repeating is harmless: a lost connection is then tried once more, and what
+        would be `OutcomeUnknown` is `Unreachable`.
+        """
+
+    def stream(self, argv: Sequence[str], *, stdin: Stdin = b"", timeout: float) -> Iterator[bytes]:
+        """Yield standard output as it comes; after the last chunk a non-zero exit status is raised.
+
+        `timeout` (s) bounds the silence between two chunks, not the whole. A broken connection is
+        `TransferInterrupted`. Closing the iterator early ends the command's channel.
+        """
+
+    def read(self, path: RemotePath, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a regular file from `offset`; past its end there are none."""
+
+    def stat(self, path: RemotePath) -> FileEntry | None:
+        """What lies there, or None."""
+
+    def walk(self, path: RemotePath) -> list[FileEntry]:
+        """Everything below a folder, sorted by path, links not followed. Incomplete is an error."""
+
+    def sha256(self, paths: Sequence[RemotePath]) -> dict[str, str]:
+        """Hex digests, computed where the files lie."""
+
+    def write(
+        self,
+        path: RemotePath,
+        data: Stdin,
+        *,
+        mode: int = 0o600,
+        sha256: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        """Put a file there whole or not at all, checked by its digest at both ends."""
+
+    def mkdirs(self, path: RemotePath, mode: int = 0o700) -> None:
+        """Make a folder and those above it; one that exists is left as it is."""
+
+    def remove_tree(self, path: RemotePath, marker: str) -> None:
+        """Delete a folder that holds the file `marker`, and no other."""
+
+    def close(self) -> None:
+        """Let go of connections. A command that runs is not ended by this."""
+
+
+def checked_argv(argv: Sequence[str]) -> list[str]:
+    """The argument list, refused where no operating system could carry it (NUL, nothing at all)."""
+    if not argv:
+        raise InvalidRequest("an empty command can't be run")
+    for position, word in enumerate(argv):
+        if "\0" in word:
+            raise InvalidRequest(f"argument {position} of {argv[0]} holds a NUL character; leave it out")
+    return list(argv)
+
+
+def program(argv: Sequence[str]) -> str:
+    """What a command line runs, for an error's sentence: `env LC_ALL=C dd if=…` runs `dd`."""
+    return next((word for word in argv if word != "env" and "=" not in word), argv[0])
+
+
+def chunks_of(data: Stdin, size: int = 256 * 1024) -> Iterator[bytes]:
+    """The data in pieces of at most `size` bytes (a single huge `send` would copy the rest each time)."""
+    for piece in (data,) if isinstance(data, bytes) else data:
+        if len(piece) <= size:
+            yield piece
+        else:
+            view = memoryview(piece)
+            yield from (bytes(view[at : at + size]) for at in range(0, len(view), size))
+
+
+def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """What a local command inherits: who and where we are, never the broker's own settings or secrets.
+
+    `SBATCH_*` and `SQUEUE_*` would silently change what commands do (sbatch(1), INPUT ENVIRONMENT VARIABLES).
+    """
+    kept = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", "TMPDIR", "USER")
+    return {name: variables[name] for name in kept if name in variables}
+
+
+def gather(pump: Generator[bytes, None, tuple[int, bytes]]) -> Completed:
+    """Run a pump to its end, keeping all that it yields."""
+    out = bytearray()
+    while True:
+        try:
+            out += next(pump)
+        except StopIteration as end:
+            rc, complaint = end.value
+            return Completed(rc, bytes(out), complaint)
