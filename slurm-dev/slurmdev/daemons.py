@@ -1,0 +1,201 @@
+"""The daemons of a cluster: how each is started, when it is ready, which processes it consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from slurmdev import conf, layout, processes
+from slurmdev.layout import Settings
+
+ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+"""What daemons (and `exec`) start with: nothing of the machine outside leaks in."""
+
+Probe = Callable[[float], bool]
+"""Whether a daemon that was launched at this time (seconds since 1970) is ready now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Daemon:
+    """One daemon: its command in the foreground, its probe, and the seconds it may take to get ready.
+
+    ``own`` is a pattern of process names: only those of its process tree are paused or stopped with it (a paused
+    sshd freezes its sessions, not what people run in them). ``namespace`` marks a compute node: the process is
+    ``unshare``, whose child is PID 1 of the node; killing that one takes every job step with it.
+    """
+
+    name: str
+    argv: Sequence[str]
+    ready: Probe
+    deadline_s: float = 30
+    own: str = ""
+    namespace: bool = False
+
+    @property
+    def log(self) -> Path:
+        """Where its standard output and error go."""
+        return Path(layout.LOGS) / f"{self.name}.log"
+
+
+def launch(daemon: Daemon) -> int:
+    """Start the daemon; returns its pid. Standard streams go to its log, nothing else is inherited."""
+    with daemon.log.open("ab") as log:
+        process = subprocess.Popen(
+            daemon.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(ENVIRONMENT), start_new_session=True
+        )
+    # Waited for by pid in the supervisor; the object must not complain when it is collected.
+    process.returncode = 0
+    return process.pid
+
+
+def members(daemon: Daemon, pid: int) -> list[int]:
+    """The processes to signal when the daemon as a whole is meant, parents first."""
+    return [
+        process.pid for process in processes.tree(pid) if process.pid == pid or re.match(daemon.own, process.name)
+    ]
+
+
+def heart(daemon: Daemon, pid: int) -> list[int]:
+    """The processes to end: PID 1 of a compute node (the kernel ends the rest), otherwise all members."""
+    if daemon.namespace:
+        return [process.pid for process in processes.tree(pid) if process.parent == pid] or [pid]
+    return members(daemon, pid)
+
+
+def command_succeeds(*argv: str, timeout: float = 10) -> bool:
+    """Whether a command ends with status 0 in time."""
+    return answer(*argv, timeout=timeout) is not None
+
+
+def answer(*argv: str, timeout: float = 10) -> str | None:
+    """What a command printed, or None when it failed or took too long."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout, env=dict(ENVIRONMENT), check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def slurm_version() -> str:
+    """Slurm's full version, such as ``24.11.5``."""
+    return (answer("slurmctld", "-V") or "slurm unknown").split()[-1]
+
+
+def node_states(timeout: float = 5) -> dict[str, str]:
+    """Node → state as ``sinfo`` words it (``idle``, ``mixed``, ``down*``); empty when slurmctld is silent."""
+    text = answer("sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T", timeout=timeout) or ""
+    return dict(line.split(None, 1) for line in text.splitlines())
+
+
+def accounting_answers(timeout: float = 5) -> bool:
+    """Whether slurmdbd answers a query."""
+    return command_succeeds("sacctmgr", "--noheader", "--parsable2", "show", "cluster", timeout=timeout)
+
+
+def _scontrol_up(_launched: float) -> bool:
+    return "is UP" in (answer("scontrol", "ping", timeout=3) or "")
+
+
+def _node_usable(node: str, launched: float) -> bool:
+    """Whether slurmctld uses the node *and* has heard from this very slurmd: it remembers states from before."""
+    text = answer("scontrol", "--oneliner", "show", "node", node, timeout=5) or ""
+    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    state, *flags = fields.get("State", "DOWN").split("+")
+    if state not in ("IDLE", "MIXED", "ALLOCATED") or "NOT_RESPONDING" in flags:
+        return False
+    try:
+        registered = time.mktime(time.strptime(fields["SlurmdStartTime"], "%Y-%m-%dT%H:%M:%S"))
+    except (KeyError, ValueError):
+        return False
+    return registered >= int(launched)
+
+
+def _speaks(port: int, greeting: bytes) -> Probe:
+    def probe(_launched: float) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+                return connection.recv(len(greeting)) == greeting
+        except OSError:
+            return False
+
+    return probe
+
+
+def _http_ok(url: str) -> Probe:
+    def probe(_launched: float) -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                return bool(response.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    return probe
+
+
+def node_daemon(node: str) -> Daemon:
+    """A compute node: slurmd in PID, mount and UTS namespaces of its own, so that the node can really die.
+
+    tini is its PID 1: it reaps the step daemons that slurmd leaves behind.
+    """
+    inside = f'echo {node} > /proc/sys/kernel/hostname && exec tini -- slurmd -D -N {node}'
+    return Daemon(
+        node,
+        ["unshare", "--pid", "--mount-proc", "--uts", "--fork", "--kill-child", "--", "sh", "-c", inside],
+        ready=lambda launched: _node_usable(node, launched),
+        namespace=True,
+    )
+
+
+def all_daemons(settings: Settings) -> list[Daemon]:
+    """Every daemon of the cluster in the order in which they start."""
+    ssh, registry = settings.ports["ssh"], settings.ports["registry"]
+    munge = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged", "--foreground"]
+    daemons = [
+        Daemon("munge", munge, ready=lambda _launched: command_succeeds("sh", "-c", "munge -n | unmunge")),
+        Daemon(
+            "mariadb",
+            ["mariadbd", *conf.mariadb_options()],
+            ready=lambda _launched: command_succeeds("mariadb", "--no-defaults", "-e", "select 1"),
+            deadline_s=60,
+        ),
+        Daemon(
+            "sshd",
+            ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/slurm-dev/sshd_config"],
+            ready=_speaks(ssh, b"SSH-"),
+            own="sshd",
+        ),
+        Daemon("slurmdbd", ["slurmdbd", "-D"], ready=lambda _launched: accounting_answers(), deadline_s=90),
+        Daemon("slurmctld", ["slurmctld", "-D"], ready=_scontrol_up, deadline_s=60),
+        *(node_daemon(node) for node in layout.NODES),
+    ]
+    if settings.containers:
+        serve = ["docker-registry", "serve", "/etc/slurm-dev/registry.yml"]
+        daemons.insert(3, Daemon("registry", serve, ready=_http_ok(f"http://127.0.0.1:{registry}/v2/")))
+    return daemons
+
+
+def wait_ready(daemon: Daemon, launched: float, alive: Callable[[], bool]) -> str:
+    """Poll the daemon's probe until it answers. Returns "" or why it never did."""
+    deadline = time.monotonic() + daemon.deadline_s
+    pause = 0.02
+    while not daemon.ready(launched):
+        if not alive():
+            return "it ended"
+        if time.monotonic() > deadline:
+            return f"it did not answer within {daemon.deadline_s:.0f} s"
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.3)
+    return ""
+

@@ -1,0 +1,72 @@
+"""The sample images: made by ``slurm-dev/images/build`` in the cache, pushed to the cluster's registry.
+
+The contract with the builder: ``build --cache FOLDER`` prints, as its last line, the path of an OCI layout below
+FOLDER whose ``index.json`` names each image (``org.opencontainers.image.ref.name``) as ``repository:tag``; what is
+there already it finds and keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurmdev import rootfs, state
+from slurmdev.state import SOURCE, ClusterError
+
+if TYPE_CHECKING:
+    from slurmdev.lifecycle import Cluster
+
+_BUILDER = SOURCE / "images" / "build"
+_INSIDE = "/var/cache/slurm-dev"
+"""Where the cluster sees this machine's cache folder."""
+_REF_NAME = "org.opencontainers.image.ref.name"
+_MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+
+
+def publish(cluster: Cluster) -> None:
+    """Have the sample images built if they are missing, and push what the registry lacks."""
+    if not _BUILDER.exists():
+        return
+    with state.locked(state.cache() / "push.lock"):
+        layout = _build()
+        index: dict[str, Any] = json.loads((layout / "index.json").read_text(encoding="utf-8"))
+        registry = f"127.0.0.1:{cluster.state.settings().ports['registry']}"
+        for manifest in index["manifests"]:
+            name = manifest["annotations"][_REF_NAME]
+            if _digest_in_registry(registry, name) != manifest["digest"]:
+                _push(cluster, registry, layout, name)
+
+
+def _build() -> Path:
+    rootfs.ensure_tool("mmdebstrap")
+    argv = [str(_BUILDER), "--cache", str(state.cache())]
+    built = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if built.returncode != 0 or not built.stdout.strip():
+        raise ClusterError(f"{_BUILDER} failed with status {built.returncode}")
+    return Path(built.stdout.splitlines()[-1])
+
+
+def _push(cluster: Cluster, registry: str, layout: Path, name: str) -> None:
+    print(f"pushing {name} to the registry at {registry}", flush=True)
+    source = f"oci:{_INSIDE}/{layout.relative_to(state.cache())}:{name}"
+    copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
+    done = cluster.run([*copy, source, f"docker://{registry}/{name}"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ClusterError(f"can't push {name}: {done.stderr.strip()}")
+
+
+def _digest_in_registry(registry: str, name: str) -> str | None:
+    repository, _, tag = name.rpartition(":")
+    url = f"http://{registry}/v2/{repository}/manifests/{tag}"
+    asked = urllib.request.Request(url, method="HEAD", headers={"Accept": _MANIFESTS})
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as response:
+            return str(response.headers["Docker-Content-Digest"])
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise ClusterError(f"the registry answers {error.code} for {name}") from None
