@@ -128,9 +128,9 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Training:
-    """A classifier, what it has been through and its best epoch so far; the checkpoint is this object.
+    """A classifier, what it has been through and its best epoch so far; these attributes are the checkpoint.
 
-    The random state is part of it, so that the epochs after a resume are those of an unbroken training.
+    The classifier's random state is among them, so a resumed training goes on as an unbroken one would.
     """
 
     def __init__(self, lr: float, batch_size: int, seed: int) -> None:
@@ -180,7 +180,7 @@ def save_checkpoint(training: Training) -> None:
 
     if path := checkpoint_file():
         part = path.with_name(path.name + ".part")
-        joblib.dump(training, part)
+        joblib.dump(vars(training), part)
         part.replace(path)
 
 
@@ -188,12 +188,12 @@ def start_or_resume(options: argparse.Namespace) -> Training:
     """The training to go on with: the checkpoint's when `RESUME` is set and there is one, else a new one."""
     import joblib
 
+    training = Training(options.lr, options.batch_size, options.seed)
     path = checkpoint_file()
     if os.environ.get("RESUME") and path and path.exists():
-        training: Training = joblib.load(path)
+        vars(training).update(joblib.load(path))
         print(f"resumed from {path} after epoch {len(training.history)}")
-        return training
-    return Training(options.lr, options.batch_size, options.seed)
+    return training
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:

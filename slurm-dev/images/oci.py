@@ -85,7 +85,7 @@ def stored_layer(path: Path) -> Layer | None:
     return Layer(path=path, **json.loads(note.read_text(encoding="utf-8")))
 
 
-def tar_of(files: Mapping[str, bytes], links: Mapping[str, str], folders: Iterable[str] = ()) -> bytes:
+def tar_of(files: Mapping[str, bytes], links: Mapping[str, str], folders: Sequence[str] = ()) -> bytes:
     """A tar of small files (0755 when they start with `#!` or lie in a `bin`), links and empty folders."""
 
     def entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
@@ -95,7 +95,9 @@ def tar_of(files: Mapping[str, bytes], links: Mapping[str, str], folders: Iterab
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        parents = {str(parent) for name in (*files, *links) for parent in Path(name).parents} - {"."}
+        parents = {str(parent) for name in (*files, *links, *folders) for parent in Path(name).parents} - {
+            "."
+        }
         for name in sorted(parents | set(folders)):
             archive.addfile(entry(name, tarfile.DIRTYPE, 0o1777 if Path(name).name == "tmp" else 0o755))
         for name, data in sorted(files.items()):
