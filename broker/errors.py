@@ -3,11 +3,16 @@
     BrokerError
     ├── InvalidRequest        the caller mends it: something named in `problems` is wrong
     │   ├── InvalidSpec         … in a pipeline spec
-    │   └── UploadRejected      … in uploaded code (not an archive, unsafe member, too large)
+    │   ├── UploadRejected      … in uploaded code (not an archive, unsafe member, too large)
+    │   ├── BodyTooLarge        … the whole of it is too large
+    │   ├── MediaTypeRefused    … its `Content-Type`
+    │   ├── MethodNotAllowed    … the HTTP method
+    │   └── KeyReused           … its `Idempotency-Key` was used for another request
     ├── Unauthenticated       the caller mends it: log in
     ├── Denied                an admin mends it: the role or the file system does not allow it
     ├── NotFound              the caller mends it
     ├── Conflict              the caller mends it: read again, then decide
+    │   └── PreconditionFailed  … `If-Match` names a version that is not the present one
     ├── LimitReached          time mends it: `retry_after_s`
     ├── SlurmRefused          the caller mends it: Slurm said no, in its own words
     ├── ConfigurationError    an admin mends it: a setting or the cluster's set-up is wrong
@@ -79,6 +84,30 @@ class UploadRejected(InvalidRequest):
     code, title = "upload_rejected", "Upload rejected"
 
 
+class BodyTooLarge(InvalidRequest):
+    """The request's body is larger than the server takes."""
+
+    code, title, http_status = "body_too_large", "Request body too large", 413
+
+
+class MediaTypeRefused(InvalidRequest):
+    """The request's `Content-Type` is not one that this address takes."""
+
+    code, title, http_status = "media_type_refused", "Content type not taken", 415
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The address exists, but not with this HTTP method."""
+
+    code, title, http_status = "method_not_allowed", "Method not allowed", 405
+
+
+class KeyReused(InvalidRequest):
+    """The `Idempotency-Key` was used for a different request; nothing was done."""
+
+    code, title = "idempotency_key_reused", "Idempotency-Key used before"
+
+
 class Unauthenticated(BrokerError):
     """No valid token came with the request."""
 
@@ -101,6 +130,12 @@ class Conflict(BrokerError):
     """It exists but its state does not allow this, or it changed since it was read."""
 
     code, title, mender, http_status, exit_code = "conflict", "Conflict", "caller", 409, 75
+
+
+class PreconditionFailed(Conflict):
+    """It changed since it was read: `If-Match` names another version. Nothing was done."""
+
+    code, title, http_status = "precondition_failed", "Changed since it was read", 412
 
 
 class LimitReached(BrokerError):

@@ -1,0 +1,125 @@
+"""Who asks and what a route asks for. Every route names exactly one permission; a test walks them all.
+
+    @router.get("/things")
+    def list_things(ctx: Ctx, principal: Annotated[Principal, Depends(requires(Permission.RUNS_READ))]) -> …
+
+Dependencies are `async` although they may read the database: what is remembered (`Authenticator`) costs no
+hop into the thread pool, and only the read itself is sent there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.routing import APIRoute, RouteContext
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+
+from broker.context import Context
+from broker.errors import Denied, Problem, Unauthenticated
+from broker.identity import Permission, Principal
+from broker.identity.passwords import LoginThrottle
+from broker.identity.sessions import Account, Authenticator
+
+bearer = HTTPBearer(
+    auto_error=False,
+    bearerFormat="JWT",
+    scheme_name="token",
+    description="A token of `POST /api/v1/auth/login`",
+)
+_MARK = "broker_permission"
+PUBLIC = "public"
+
+
+async def get_context(request: Request) -> Context:
+    """The context that the application was made with."""
+    context: Context = request.app.state.context
+    return context
+
+
+async def get_authenticator(request: Request) -> Authenticator:
+    """The application's authenticator."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return authenticator
+
+
+async def get_throttle(request: Request) -> LoginThrottle:
+    """The application's brake on guessing passwords."""
+    throttle: LoginThrottle = request.app.state.throttle
+    return throttle
+
+
+Ctx = Annotated[Context, Depends(get_context)]
+Auth = Annotated[Authenticator, Depends(get_authenticator)]
+Throttle = Annotated[LoginThrottle, Depends(get_throttle)]
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+
+
+def requires(permission: Permission) -> Callable[..., Awaitable[Principal]]:
+    """A dependency that gives the `Principal`, or ends the request with 401 or 403."""
+
+    async def caller(authenticator: Auth, credentials: Credentials) -> Principal:
+        account = await authenticated(authenticator, credentials)
+        check(account, permission)
+        return account.principal
+
+    setattr(caller, _MARK, permission)
+    return caller
+
+
+def requires_unless(
+    permission: Permission, public: Callable[[Context], bool]
+) -> Callable[..., Awaitable[None]]:
+    """Like `requires`, but open to all when a setting says so; gives no principal."""
+
+    async def caller(ctx: Ctx, authenticator: Auth, credentials: Credentials) -> None:
+        if not public(ctx):
+            check(await authenticated(authenticator, credentials), permission)
+
+    setattr(caller, _MARK, permission)
+    return caller
+
+
+async def open_to_all() -> None:
+    """Marks a route that asks for no login."""
+
+
+setattr(open_to_all, _MARK, PUBLIC)
+
+
+async def authenticated(
+    authenticator: Authenticator, credentials: HTTPAuthorizationCredentials | None
+) -> Account:
+    """The account of a request; raises `Unauthenticated`."""
+    if credentials is None:
+        raise Unauthenticated("Log in first: send `Authorization: Bearer TOKEN` (POST /api/v1/auth/login)")
+    token = credentials.credentials
+    account = authenticator.remembered_account(token)
+    if account is None:
+        account = await run_in_threadpool(authenticator.verify, token)
+    structlog.contextvars.bind_contextvars(user=account.principal.username)
+    return account
+
+
+def check(account: Account, permission: Permission) -> None:
+    """Raise `Denied` unless the account may do what `permission` names."""
+    if account.must_change_password and permission is not Permission.ACCOUNT:
+        detail = "The password was for one use: choose your own first (POST /api/v1/auth/password)"
+        raise Denied(detail, problems=[Problem("", "password_change_required", detail)])
+    if not account.principal.can(permission):
+        raise Denied(f"The role {account.principal.role} may not do this ({permission}): ask an admin")
+
+
+def declared_permission(route: RouteContext) -> Permission | str | None:
+    """What a route asks for: a permission, `PUBLIC`, or None when it does not say (a mistake)."""
+
+    def walk(dependant: Any) -> list[Permission | str]:
+        mark = getattr(dependant.call, _MARK, None)
+        return ([mark] if mark else []) + [m for child in dependant.dependencies for m in walk(child)]
+
+    assert isinstance(route.original_route, APIRoute)
+    found = walk(route.original_route.dependant)
+    return found[0] if len(found) == 1 else None

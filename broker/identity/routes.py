@@ -1,0 +1,132 @@
+"""Logging in, one's own account, and the accounts that admins keep."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from sqlalchemy import select
+
+from broker.api.conditional import IfMatch, check_if_match, etag
+from broker.api.pagination import Page, PageParams, paginate
+from broker.api.security import Auth, Ctx, Throttle, open_to_all, requires
+from broker.identity import Permission, Principal
+from broker.identity.passwords import check_new_password, hash_password, one_time_password
+from broker.identity.permissions import ALLOWED
+from broker.identity.schemas import (
+    LoginRequest,
+    Me,
+    PasswordChange,
+    TokenView,
+    UserChange,
+    UserCreate,
+    UserCreated,
+    UserView,
+)
+from broker.identity.service import (
+    authenticate,
+    change_password,
+    change_user,
+    create_user,
+    find_user,
+)
+from broker.identity.sessions import Authenticator
+from broker.identity.tables import UserRow
+
+router = APIRouter()
+Self = Annotated[Principal, Depends(requires(Permission.ACCOUNT))]
+Admin = Annotated[Principal, Depends(requires(Permission.USERS_MANAGE))]
+
+
+@router.post("/auth/login", tags=["auth"], dependencies=[Depends(open_to_all)])
+def login(request: Request, body: LoginRequest, ctx: Ctx, auth: Auth, throttle: Throttle) -> TokenView:
+    """Give a token for a user name and a password.
+
+    After five failures of one name from one address each further try is answered 429 with a growing
+    `Retry-After`.
+    """
+    address = request.client.host if request.client else ""
+    return _token(auth, authenticate(ctx.db, throttle, body.username, body.password, address))
+
+
+@router.post("/auth/password", tags=["auth"])
+def change_own_password(
+    body: PasswordChange, ctx: Ctx, auth: Auth, throttle: Throttle, principal: Self
+) -> TokenView:
+    """Change one's own password; withdraws every token given out before and gives a new one."""
+    user = change_password(ctx.db, throttle, principal, body.old, body.new)
+    auth.forget(user.id)
+    return _token(auth, user)
+
+
+@router.get("/auth/me", tags=["auth"])
+def who_am_i(ctx: Ctx, principal: Self) -> Me:
+    """One's own account and what it may do."""
+    with ctx.db.read() as session:
+        user = find_user(session, principal.user_id)
+    permissions = [Permission.ACCOUNT] if user.must_change_password else sorted(ALLOWED[principal.role])
+    return Me(**view(user).model_dump(), permissions=permissions)
+
+
+@router.get("/users", tags=["users"])
+def list_users(ctx: Ctx, page: PageParams, principal: Admin) -> Page[UserView]:
+    """Every account, newest first."""
+    with ctx.db.read() as session:
+        return Page[UserView](**paginate(session, select(UserRow), UserRow.id, page, view))
+
+
+@router.post("/users", tags=["users"], status_code=201)
+def add_user(body: UserCreate, ctx: Ctx, principal: Admin) -> UserCreated:
+    """Create an account. Its password must be changed at the first login."""
+    if body.password is not None:
+        check_new_password(body.password, body.username, "/password")
+    made = None if body.password is not None else one_time_password()
+    hashed = hash_password(body.password or made or "")
+    with ctx.db.write() as session:
+        user = create_user(session, principal, body, hashed)
+        session.flush()
+        return UserCreated(**view(user).model_dump(), one_time_password=made)
+
+
+@router.get("/users/{user}", tags=["users"])
+def show_user(user: str, ctx: Ctx, response: Response, principal: Admin) -> UserView:
+    """One account, by id or user name."""
+    with ctx.db.read() as session:
+        row = find_user(session, user)
+    response.headers["ETag"] = etag(row.row_version)
+    return view(row)
+
+
+@router.patch("/users/{user}", tags=["users"])
+def edit_user(
+    user: str,
+    body: UserChange,
+    ctx: Ctx,
+    auth: Auth,
+    response: Response,
+    principal: Admin,
+    if_match: IfMatch = None,
+) -> UserView:
+    """Change an account; deactivating it, or giving it a new password, withdraws its tokens."""
+    if body.password is not None:
+        check_new_password(body.password, user, "/password")
+    hashed = hash_password(body.password) if body.password is not None else None
+    with ctx.db.write() as session:
+        row = find_user(session, user)
+        check_if_match(if_match, etag(row.row_version))
+        change_user(session, principal, row, body, hashed)
+        session.flush()
+    auth.forget(row.id)
+    response.headers["ETag"] = etag(row.row_version)
+    return view(row)
+
+
+def view(user: UserRow) -> UserView:
+    """An account as people see it."""
+    columns = {name: getattr(user, name) for name in UserView.model_fields if name != "version"}
+    return UserView(**columns, version=user.row_version)
+
+
+def _token(auth: Authenticator, user: UserRow) -> TokenView:
+    token, life = auth.signer.issue(user.id, user.role, user.token_version)
+    return TokenView(access_token=token, expires_in=life, must_change_password=user.must_change_password)

@@ -1,0 +1,73 @@
+"""Structured logs on stderr: JSON lines, or coloured text for a person (`log_format`).
+
+Everything goes one way, the libraries' own `logging` too. Within a request every line carries `request_id`
+and `user`. The events that DD-15 names are `Event`s; other events are plain words.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import Any, Literal
+
+import structlog
+
+
+class Event(StrEnum):
+    """Events of a job's life that programs may wait for in the log (DD-15), with their fields."""
+
+    JOB_SUBMITTED = "job_submitted"
+    """job_id, user_id, gpu_count, estimated_duration (seconds: the time limit), run_id, component"""
+    JOB_STARTED = "job_started"
+    """job_id, process_id (the Slurm job id), cluster_path, run_id, component"""
+    JOB_COMPLETED = "job_completed"
+    """job_id, duration (seconds), final_metrics, run_id, component"""
+    JOB_FAILED = "job_failed"
+    """job_id, duration (seconds), state, reason, run_id, component"""
+    JOB_CANCELLED = "job_cancelled"
+    """job_id, run_id, component"""
+    RESULTS_STORED = "results_stored"
+    """job_id, files, bytes, run_id, component"""
+
+
+def configure_logging(format: Literal["json", "console"] = "json", level: str = "info") -> None:
+    """Set the process's logging up; the last call wins."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.stdlib.ExtraAdder(),
+    ]
+    last: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "paramiko", "sqlalchemy", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True

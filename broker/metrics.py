@@ -1,0 +1,66 @@
+"""Prometheus metrics: those that DD-14 names, and the broker's own (`broker_…`).
+
+The registry is prometheus-client's global one; each process exposes its own (`/metrics` of the API; the
+worker's when it serves one). With `broker up` API and worker share one process group but not one registry.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LONG = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 48 * 3600)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_TRANSFER = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
+
+JOBS_SUBMITTED: Final = Counter("gpu_jobs_submitted_total", "Jobs given to Slurm", ["cluster"])
+JOBS_COMPLETED: Final = Counter("gpu_jobs_completed_total", "Jobs that ended well", ["cluster"])
+JOBS_FAILED: Final = Counter("gpu_jobs_failed_total", "Jobs that failed", ["cluster", "state"])
+JOB_DURATION: Final = Histogram(
+    "gpu_job_duration_seconds", "From a job's start to its end", ["cluster"], buckets=_LONG
+)
+TRANSFER_DURATION: Final = Histogram(
+    "file_transfer_duration_seconds", "Of moving a job's files", ["direction"], buckets=_TRANSFER
+)
+JOBS_ACTIVE: Final = Gauge("gpu_jobs_active", "Jobs that wait or run", ["cluster"])
+CONNECTIONS_ACTIVE: Final = Gauge("cluster_connections_active", "Open channels to a login node", ["cluster"])
+USER_JOBS: Final = Counter("user_jobs_total", "Jobs given to Slurm, by user", ["user_id"])
+GPU_HOURS: Final = Counter("gpu_hours_total", "GPUs allocated, times hours", ["cluster", "gpu_type"])
+MODEL_ACCURACY: Final = Gauge("model_final_accuracy", "`accuracy` of a pipeline's newest model", ["pipeline"])
+TRAINING_LOSS: Final = Gauge("training_final_loss", "`loss` of a pipeline's newest model", ["pipeline"])
+
+HTTP_REQUESTS: Final = Counter(
+    "broker_http_requests_total", "Requests answered", ["method", "route", "status"]
+)
+HTTP_SECONDS: Final = Histogram(
+    "broker_http_request_seconds", "Time to answer a request", ["route"], buckets=_SHORT
+)
+RUNS: Final = Counter("broker_runs_total", "Runs that ended, by how", ["cluster", "state"])
+SUBMISSION_SECONDS: Final = Histogram(
+    "broker_submission_seconds", "From a run's request to its last job id", ["cluster"], buckets=_TRANSFER
+)
+POLL_SECONDS: Final = Histogram(
+    "broker_poll_seconds", "Time of one look at a cluster", ["cluster"], buckets=_TRANSFER
+)
+POLL_FAILURES: Final = Counter("broker_poll_failures_total", "Looks at a cluster that failed", ["cluster"])
+POLL_AGE: Final = Gauge("broker_poll_age_seconds", "Age of what is known of a cluster", ["cluster"])
+OUTCOME_UNKNOWN: Final = Counter(
+    "broker_outcome_unknown_total",
+    "Side effects whose answer was lost (then looked up, never repeated)",
+    ["operation"],
+)
+STORED_BYTES: Final = Counter(
+    "broker_stored_bytes_total", "Bytes of outputs and logs stored in S3", ["cluster"]
+)
+STORE_FAILURES: Final = Counter(
+    "broker_store_failures_total", "Tries to store outputs that failed", ["cluster"]
+)
+SLURM_SECONDS: Final = Histogram(
+    "broker_slurm_call_seconds", "Time of one call to a cluster", ["cluster", "operation"], buckets=_TRANSFER
+)
+SLURM_ERRORS: Final = Counter(
+    "broker_slurm_errors_total", "Calls to a cluster that failed, by error", ["cluster", "operation", "code"]
+)
+WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
+LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])

@@ -1,0 +1,70 @@
+"""All tables together, and their migrations (Alembic, `migrations/`).
+
+Importing this module registers every table of every domain in `Base.metadata`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+import broker.api.idempotency
+import broker.audit.tables
+import broker.db.leases
+import broker.identity.tables
+import broker.pipelines.tables
+import broker.runs.tables  # noqa: F401 - imported for their tables
+from broker.db import Base, Database
+from broker.errors import ConfigurationError
+
+metadata = Base.metadata
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+_LOCK = "select pg_advisory_xact_lock(hashtext('broker.migrations'))"
+
+
+def config() -> Config:
+    """Alembic's configuration, without a file."""
+    if not (MIGRATIONS / "env.py").is_file():
+        raise ConfigurationError(f"The migrations are missing: {MIGRATIONS} belongs to the installation")
+    made = Config()
+    made.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return made
+
+
+@cache
+def head() -> str | None:
+    """The revision that this version of the broker needs."""
+    return ScriptDirectory.from_config(config()).get_current_head()
+
+
+def revision(db: Database) -> str | None:
+    """The revision that the database has; None before its first upgrade."""
+    with db.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def pending(db: Database) -> bool:
+    """Whether the database needs `upgrade` before this version of the broker can use it."""
+    return revision(db) != head()
+
+
+def upgrade(db: Database) -> tuple[str | None, str | None]:
+    """Bring the tables up to date; the revisions before and after. Safe to call from several processes.
+
+    All steps are one transaction: a failure leaves the tables as they were.
+    """
+    with db.engine.execution_options(broker_write=True).begin() as connection:
+        if not db.is_sqlite:
+            connection.execute(text(_LOCK))
+        before = MigrationContext.configure(connection).get_current_revision()
+        made = config()
+        made.attributes["connection"] = connection
+        command.upgrade(made, "head")
+        after = MigrationContext.configure(connection).get_current_revision()
+    return before, after
