@@ -116,10 +116,10 @@ def topological(spec: PipelineSpec) -> tuple[str, ...]:
 
 
 def parents(spec: PipelineSpec) -> dict[str, tuple[str, ...]]:
-    """Give for each component the names of those it waits for, in topological order."""
+    """Give for each component the names of those it waits for; keys and names in topological order."""
     graph = graph_of(spec)
     rank = {name: index for index, name in enumerate(topological(spec))}
-    return {name: tuple(sorted(graph.predecessors(name), key=rank.__getitem__)) for name in graph}
+    return {name: tuple(sorted(graph.predecessors(name), key=rank.__getitem__)) for name in rank}
 
 
 def descendants(spec: PipelineSpec, names: Iterable[str]) -> set[str]:

@@ -1,0 +1,50 @@
+"""Resources in the words of sbatch(1).
+
+A spec counts over all nodes of a component; `--gres`, `--mem` and `--cpus-per-task` (one task per node) are
+per node. Everything here is a typed field with an allow-list of characters; no text of a person's gets in.
+"""
+
+from __future__ import annotations
+
+from broker.compiler.profile import DEFAULT_TIME_S, ClusterProfile
+from broker.spec.models import Component, Resources
+from broker.spec.quantities import format_time
+
+_SIGNAL_SLACK_S = 180
+"""Slurm sends the signal up to 60 s early; a job must have had time to do something before it comes."""
+
+
+def cpus_per_node(resources: Resources, profile: ClusterProfile) -> int:
+    """Give the CPUs on each node, rounded up where the profile's default does not divide."""
+    by_gpu = resources.gpu_count * profile.cpus_per_gpu
+    cpus = resources.cpus or by_gpu or profile.default_cpus
+    return -(-cpus // resources.nodes)
+
+
+def time_limit(resources: Resources) -> int:
+    """Give the time limit in seconds; one hour if the spec has none."""
+    return resources.time or DEFAULT_TIME_S
+
+
+def job_args(component: Component, profile: ClusterProfile) -> tuple[str, ...]:
+    """Give what of the sbatch arguments depends on the spec and the cluster, but not on the run."""
+    resources = component.resources
+    args = [
+        "--export=NONE",
+        "--open-mode=append",
+        "--requeue",
+        f"--nodes={resources.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={cpus_per_node(resources, profile)}",
+        f"--mem={resources.memory.mib // resources.nodes}M",
+        f"--time={format_time(time_limit(resources))}",
+    ]
+    if resources.gpu_count:
+        kind = f"{profile.gres_type(resources.gpu_type)}:" if resources.gpu_type else ""
+        args.append(f"--gres=gpu:{kind}{resources.gpu_count // resources.nodes}")
+    if profile.signal_before_s and time_limit(resources) >= profile.signal_before_s + _SIGNAL_SLACK_S:
+        args.append(f"--signal={component.signal or 'TERM'}@{profile.signal_before_s}")
+    for option in ("partition", "account", "qos"):
+        if value := getattr(profile, option):
+            args.append(f"--{option}={value}")
+    return tuple(args)

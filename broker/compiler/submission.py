@@ -1,0 +1,143 @@
+"""How a plan gets to the cluster: one archive on the standard input of one remote command.
+
+The command takes the run's lock, unpacks the archive and runs the submission script, which keeps the lock.
+`submit.sh` is the archive's last member: if it is there, everything before it is.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from enum import IntEnum
+from typing import Final
+
+from broker.compiler.names import CONTROL, MARKER
+from broker.compiler.plan import FETCH, Plan
+from broker.compiler.render import as_json, render, sh
+
+LOCK_WAIT_S: Final = 60
+TRUST_SQUEUE_S: Final = 40
+"""How long after the first start squeue alone is believed. slurmctld forgets ended jobs after `MinJobAge`
+(slurm.conf(5); default 300 s, sites choose 60 and more); later, sacct is asked too."""
+
+
+class SubmissionExit(IntEnum):
+    """Exit codes of the submission script."""
+
+    COMPLETE = 0
+    REFUSED = 3
+    UNKNOWN = 4
+    LOCKED = 5
+    FENCED = 6
+
+
+_UNCLEAR: Final = (
+    "Socket timed out",
+    "Unable to contact slurm controller",
+    "Zero Bytes were transmitted",
+    "Transport endpoint is not connected",
+    "Unexpected message received",
+    "communication connection failure",
+    "Connection reset",
+    "Connection timed out",
+    "Broken pipe",
+)
+"""What sbatch says when it does not know whether the job exists (slurm_errno.c): never a refusal."""
+
+_FAILED: Final = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "REVOKED",
+    "TIMEOUT",
+)
+_ALL_STATES: Final = "BF,CA,CD,CF,CG,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
+"""Without a list of states, and an end, sacct leaves out jobs that were cancelled while held."""
+
+
+def submission_script(plan: Plan, *, hold: bool = True) -> str:
+    """Write the script that submits the plan: safe to kill anywhere, safe to run again."""
+    fetches = [
+        (job.component, f"{plan.run_dir}/{path}")
+        for job in plan.jobs
+        for path in job.files
+        if path.endswith(f"/{FETCH}")
+    ]
+    return render(
+        "submit.sh.j2",
+        run_dir=plan.run_dir,
+        attempt=plan.attempt,
+        hold=hold,
+        jobs=plan.jobs,
+        fetches=fetches,
+        exits={exit_code.name.lower(): exit_code.value for exit_code in SubmissionExit},
+        lock_wait_s=LOCK_WAIT_S,
+        trust_squeue_s=TRUST_SQUEUE_S,
+        all_states=_ALL_STATES,
+        failed_states="|".join(_FAILED),
+        unclear="|".join(f"*{sh(text)}*" for text in _UNCLEAR),
+    )
+
+
+def staging_archive(plan: Plan, *, hold: bool = True) -> bytes:
+    """Pack what the run directory needs before anything is submitted: a gzipped tar, everything private."""
+    files = {path: data for job in plan.jobs for path, data in job.files.items()}
+    files[f"{CONTROL}/plan.{plan.attempt}.json"] = _summary(plan).encode()
+    files[_submit_path(plan)] = submission_script(plan, hold=hold).encode()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+        for path in _folders(files):
+            archive.addfile(_member(path, 0o700, tarfile.DIRTYPE))
+        for path, data in {MARKER: b"", **files}.items():
+            member = _member(path, 0o600, tarfile.REGTYPE)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
+def stage_and_submit_argv(plan: Plan) -> list[str]:
+    """Give the remote command that unpacks `staging_archive` from its standard input and submits."""
+    return ["sh", "-c", _locked(plan, f"tar -xzf - && exec bash {_submit_path(plan)}")]
+
+
+def fence_argv(plan: Plan) -> list[str]:
+    """Give the remote command after which no script submits anything for this attempt any more.
+
+    It waits for a script that is at work; later ones end with `SubmissionExit.FENCED`.
+    """
+    return ["sh", "-c", _locked(plan, f": >{MARKER} && : >{CONTROL}/fenced.{plan.attempt}")]
+
+
+def _locked(plan: Plan, command: str) -> str:
+    control = sh(f"{plan.run_dir}/{CONTROL}")
+    return (
+        f"umask 077; mkdir -p {control} && cd {sh(plan.run_dir)} && exec 9>{CONTROL}/.lock || exit 1; "
+        f"flock -w {LOCK_WAIT_S} 9 || {{ echo locked; exit {SubmissionExit.LOCKED}; }}; {command}"
+    )
+
+
+def _submit_path(plan: Plan) -> str:
+    return f"{CONTROL}/submit.{plan.attempt}.sh"
+
+
+def _summary(plan: Plan) -> str:
+    jobs = [{"component": job.component, "name": job.name, "depends_on": job.depends_on} for job in plan.jobs]
+    return as_json({"attempt": plan.attempt, "plan_hash": plan.plan_hash, "jobs": jobs}) + "\n"
+
+
+def _folders(files: dict[str, bytes]) -> list[str]:
+    found: dict[str, None] = {}
+    for path in files:
+        parts = path.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            found["/".join(parts[:depth])] = None
+    return list(found)
+
+
+def _member(path: str, mode: int, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.mode, member.type = mode, kind
+    return member
