@@ -163,7 +163,8 @@ class EmbeddedObjectStore:
         for origin in self._cors_origins:
             command += ["--cors-origin", origin]
         oversized = self._log_path.exists() and self._log_path.stat().st_size > _LOG_LIMIT
-        with self._log_path.open("wb" if oversized else "ab") as errors:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if oversized else os.O_APPEND)
+        with os.fdopen(os.open(self._log_path, flags, 0o600), "wb") as errors:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
             )
@@ -179,10 +180,10 @@ class EmbeddedObjectStore:
         assert process.stdout is not None
         with process.stdout as output, selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
-            line = output.readline() if selector.select(START_TIMEOUT_S) else b""
+            answered = bool(selector.select(START_TIMEOUT_S))
+            line = output.readline() if answered else b""
         if not line:
-            status = process.poll()
-            how = "did not answer in time" if status is None else f"ended with status {status}"
+            how = f"ended with status {process.wait()}" if answered else "did not answer in time"
             raise Unreachable(f"The embedded object store {how}: see {self._log_path}")
         said = json.loads(line)
         if "error" in said:

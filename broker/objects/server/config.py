@@ -1,12 +1,14 @@
 """Swift's configuration files, as text. Pure.
 
+Paths are relative to the server's directory, where it runs: PasteDeploy reads `%` in one section and not in
+another, so a directory of that name could not be written down.
+
 Option names and defaults: the sample files `etc/*-server.conf-sample` of Swift 2.38.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 Backend = Literal["account", "container", "object"]
@@ -30,13 +32,13 @@ def swift_conf(salt: str) -> str:
     )
 
 
-def backend_conf(kind: Backend, conf: Path, data: Path) -> str:
+def backend_conf(kind: Backend) -> str:
     """`{kind}-server.conf` of one of the three storage servers."""
     return _ini(
         {
             "DEFAULT": {
-                "swift_dir": conf,
-                "devices": data,
+                "swift_dir": "conf",
+                "devices": "data",
                 "mount_check": "false",
                 "disable_fallocate": "true",
                 "fallocate_reserve": 0,
@@ -53,7 +55,7 @@ def backend_conf(kind: Backend, conf: Path, data: Path) -> str:
     )
 
 
-def proxy_conf(conf: Path, keys: Path, cors_origins: Sequence[str]) -> str:
+def proxy_conf(cors_origins: Sequence[str]) -> str:
     """`proxy-server.conf`: S3 in front, authentication by access key, multipart by Swift's large objects."""
     origins = ",".join(cors_origins)
     filters: dict[str, Mapping[str, object]] = {
@@ -75,7 +77,7 @@ def proxy_conf(conf: Path, keys: Path, cors_origins: Sequence[str]) -> str:
     own = "broker.objects.server.filters"
     return _ini(
         {
-            "DEFAULT": {"swift_dir": conf, "log_level": "WARNING"},
+            "DEFAULT": {"swift_dir": "conf", "log_level": "WARNING"},
             "pipeline:main": {
                 "pipeline": "catch_errors gatekeeper cache listing_formats s3api keys copy slo proxy-server"
             },
@@ -89,14 +91,14 @@ def proxy_conf(conf: Path, keys: Path, cors_origins: Sequence[str]) -> str:
                 **_PATIENCE,
             },
             "filter:cache": {"paste.filter_factory": f"{own}:cache_factory"},
-            "filter:keys": {"paste.filter_factory": f"{own}:keys_factory", "keys": keys},
+            "filter:keys": {"paste.filter_factory": f"{own}:keys_factory", "keys": "keys.json"},
             **{f"filter:{name}": {"use": f"egg:swift#{name}", **more} for name, more in filters.items()},
         }
     )
 
 
 def _ini(sections: Mapping[str, Mapping[str, object]]) -> str:
-    """An INI file for PasteDeploy, which takes `%` for interpolation."""
+    """An INI file for PasteDeploy, which takes `%` for interpolation (but for the section DEFAULT)."""
     lines: list[str] = []
     for section, options in sections.items():
         lines += [f"[{section}]", *(f"{name} = {_escaped(value)}" for name, value in options.items()), ""]

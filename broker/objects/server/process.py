@@ -82,12 +82,13 @@ def _configure(layout: Layout, cors_origins: Sequence[str]) -> None:
     time.tzset()
     files = {
         "swift.conf": swift_conf(salt(layout)),
-        "proxy-server.conf": proxy_conf(layout.conf, layout.keys, cors_origins),
-        **{f"{kind}-server.conf": backend_conf(kind, layout.conf, layout.data) for kind in BACKENDS},
+        "proxy-server.conf": proxy_conf(cors_origins),
+        **{f"{kind}-server.conf": backend_conf(kind) for kind in BACKENDS},
     }
     for name, text in files.items():
         (layout.conf / name).write_text(text)
     swift_utils.SWIFT_CONF_FILE = constraints.SWIFT_CONF_FILE = str(layout.conf / "swift.conf")
+    os.chdir(layout.root)  # the configuration is relative to it
     constraints.reload_constraints()
     reload_storage_policies()
     swift_utils.validate_configuration()
