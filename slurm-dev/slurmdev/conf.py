@@ -1,6 +1,6 @@
 """The configuration files of a cluster, as text. Pure: settings and the Slurm version in, files out.
 
-What differs between Slurm releases stands in :func:`_release_lines` and nowhere else.
+What differs between Slurm releases is named by the constants ``_PREEMPT_PARAMETERS`` and ``_CGROUP_DISABLED``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from slurmdev.layout import Settings
 
 Version = tuple[int, int]
 """Slurm's year and month, as in 24.11 → ``(24, 11)``."""
+
+_PREEMPT_PARAMETERS: Version = (23, 2)
+"""From here on preemption has a parameter of its own; before, it was among the scheduler's."""
+_CGROUP_DISABLED: Version = (23, 11)
+"""From here on control groups can be switched off."""
+
+MARIADB_SOCKET = "/run/mysqld/mysqld.sock"
 
 _SLURM_CONF = """\
 ClusterName={cluster}
@@ -56,7 +63,7 @@ DefMemPerCPU=1024
 GresTypes=gpu
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=5,sched_min_interval=10000,batch_sched_delay=1,bf_interval=5,\
-bf_continue,default_queue_depth=1000,bf_max_job_test=1000
+bf_continue,default_queue_depth=1000,bf_max_job_test=1000{more_scheduling}
 
 PriorityType=priority/multifactor
 PriorityDecayHalfLife=7-0
@@ -67,7 +74,6 @@ PriorityWeightFairshare=10000
 PriorityWeightQOS=10000
 PreemptType=preempt/qos
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
 
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={host}
@@ -87,6 +93,7 @@ def slurm_conf(settings: Settings, version: Version) -> str:
         host=layout.LOGIN_HOST,
         ctld_port=settings.ports["slurmctld"],
         dbd_port=settings.ports["slurmdbd"],
+        more_scheduling="" if version >= _PREEMPT_PARAMETERS else ",preempt_send_user_signal",
         gpu_tres=",".join(f"gres/gpu:{kind.name}" for kind in layout.KINDS),
     )
     nodes = [
@@ -99,17 +106,13 @@ def slurm_conf(settings: Settings, version: Version) -> str:
     partitions = ["PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP"] + [
         f"PartitionName={kind.name} Nodes={','.join(kind.nodes)} MaxTime=INFINITE State=UP" for kind in layout.KINDS
     ]
-    return "\n".join([head, *_release_lines(version), "", *nodes, "", *partitions, ""])
-
-
-def _release_lines(version: Version) -> list[str]:
-    """Settings that only some releases know or need."""
-    return []
+    preempt = ["PreemptParameters=send_user_signal"] if version >= _PREEMPT_PARAMETERS else []
+    return "\n".join([head, *preempt, "", *nodes, "", *partitions, ""])
 
 
 def cgroup_conf(version: Version) -> str:
-    """``cgroup.conf(5)``: no control groups (23.11 and later look for them unless told)."""
-    return "CgroupPlugin=disabled\n" if version >= (23, 11) else ""
+    """``cgroup.conf(5)``: no control groups. Older releases can't be told so, but v1's plugin waits to be used."""
+    return f"CgroupPlugin={'disabled' if version >= _CGROUP_DISABLED else 'cgroup/v1'}\n"
 
 
 def gres_conf() -> str:
@@ -178,13 +181,15 @@ def mariadb_options() -> list[str]:
     """``mariadbd(8)`` options: Unix socket only, sized to what slurmdbd asks for."""
     options: Mapping[str, str] = {
         "datadir": "/var/lib/mysql",
-        "socket": "/run/mysqld/mysqld.sock",
+        "socket": MARIADB_SOCKET,
         "pid-file": "/run/mysqld/mysqld.pid",
         "user": "mysql",
         "innodb-buffer-pool-size": "256M",
         "innodb-log-file-size": "64M",
         "innodb-lock-wait-timeout": "900",
         "innodb-flush-log-at-trx-commit": "2",
+        # On by default since 11.6; slurmdbd ends when two of its writes meet. Older servers don't know it.
+        "loose-innodb-snapshot-isolation": "OFF",
         "max-allowed-packet": "16M",
         "performance-schema": "0",
     }

@@ -54,7 +54,7 @@ def status() -> dict[str, Any]:
         "nodes": nodes,
         "slurm_version": daemons.slurm_version(),
         "scheduler": bool(nodes),
-        "accounting": daemons.accounting_answers(timeout=3),
+        "accounting": not daemons.accounting_complaint(timeout=3),
     }
 
 

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,10 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 """What daemons (and `exec`) start with: nothing of the machine outside leaks in."""
 
-Probe = Callable[[float], bool]
-"""Whether a daemon that was launched at this time (seconds since 1970) is ready now."""
+MARIADB_CLIENT = ("mariadb", "--no-defaults", f"--socket={conf.MARIADB_SOCKET}")
+
+Probe = Callable[[float], str]
+"""What a daemon that was launched at this time (seconds since 1970) still lacks; "" when it is ready."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,15 @@ def heart(daemon: Daemon, pid: int) -> list[int]:
     return members(daemon, pid)
 
 
-def command_succeeds(*argv: str, timeout: float = 10) -> bool:
-    """Whether a command ends with status 0 in time."""
-    return answer(*argv, timeout=timeout) is not None
+def complaint(*argv: str, timeout: float = 10) -> str:
+    """Why a command does not end with status 0 in time; "" when it does."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout, env=dict(ENVIRONMENT), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else f"{argv[0]}: {done.stderr.strip() or done.stdout.strip()}"
 
 
 def answer(*argv: str, timeout: float = 10) -> str | None:
@@ -99,47 +106,49 @@ def node_states(timeout: float = 5) -> dict[str, str]:
     return dict(line.split(None, 1) for line in text.splitlines())
 
 
-def accounting_answers(timeout: float = 5) -> bool:
-    """Whether slurmdbd answers a query."""
-    return command_succeeds("sacctmgr", "--noheader", "--parsable2", "show", "cluster", timeout=timeout)
+def accounting_complaint(timeout: float = 5) -> str:
+    """Why slurmdbd does not answer a query; "" when it does."""
+    return complaint("sacctmgr", "--noheader", "--parsable2", "show", "cluster", timeout=timeout)
 
 
-def _scontrol_up(_launched: float) -> bool:
-    return "is UP" in (answer("scontrol", "ping", timeout=3) or "")
+def _scheduler(_launched: float) -> str:
+    said = answer("scontrol", "ping", timeout=3) or "scontrol ping fails"
+    return "" if "is UP" in said else said.strip()
 
 
-def _node_usable(node: str, launched: float) -> bool:
-    """Whether slurmctld uses the node *and* has heard from this very slurmd: it remembers states from before."""
+def _node_usable(node: str, launched: float) -> str:
+    """Does slurmctld use the node *and* has it heard from this very slurmd? It remembers states from before."""
     text = answer("scontrol", "--oneliner", "show", "node", node, timeout=5) or ""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
-    state, *flags = fields.get("State", "DOWN").split("+")
+    state, *flags = fields.get("State", "UNKNOWN").split("+")
     if state not in ("IDLE", "MIXED", "ALLOCATED") or "NOT_RESPONDING" in flags:
-        return False
+        return f"it is {fields.get('State', 'unknown')} ({fields.get('Reason', 'no reason given')})"
     try:
         registered = time.mktime(time.strptime(fields["SlurmdStartTime"], "%Y-%m-%dT%H:%M:%S"))
     except (KeyError, ValueError):
-        return False
-    return registered >= int(launched)
+        registered = 0
+    return "" if registered >= int(launched) else "it has not registered with slurmctld"
 
 
 def _speaks(port: int, greeting: bytes) -> Probe:
-    def probe(_launched: float) -> bool:
+    def probe(_launched: float) -> str:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-                return connection.recv(len(greeting)) == greeting
-        except OSError:
-            return False
+                said = connection.recv(len(greeting))
+        except OSError as error:
+            return f"port {port}: {error}"
+        return "" if said == greeting else f"port {port} says {said!r}"
 
     return probe
 
 
 def _http_ok(url: str) -> Probe:
-    def probe(_launched: float) -> bool:
+    def probe(_launched: float) -> str:
         try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                return bool(response.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+            with urllib.request.urlopen(url, timeout=2):
+                return ""
+        except OSError as error:
+            return f"{url}: {error}"
 
     return probe
 
@@ -163,11 +172,11 @@ def all_daemons(settings: Settings) -> list[Daemon]:
     ssh, registry = settings.ports["ssh"], settings.ports["registry"]
     munge = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged", "--foreground"]
     daemons = [
-        Daemon("munge", munge, ready=lambda _launched: command_succeeds("sh", "-c", "munge -n | unmunge")),
+        Daemon("munge", munge, ready=lambda _launched: complaint("sh", "-c", "munge -n | unmunge")),
         Daemon(
             "mariadb",
             ["mariadbd", *conf.mariadb_options()],
-            ready=lambda _launched: command_succeeds("mariadb", "--no-defaults", "-e", "select 1"),
+            ready=lambda _launched: complaint(*MARIADB_CLIENT, "-e", "select 1"),
             deadline_s=60,
         ),
         Daemon(
@@ -176,8 +185,8 @@ def all_daemons(settings: Settings) -> list[Daemon]:
             ready=_speaks(ssh, b"SSH-"),
             own="sshd",
         ),
-        Daemon("slurmdbd", ["slurmdbd", "-D"], ready=lambda _launched: accounting_answers(), deadline_s=90),
-        Daemon("slurmctld", ["slurmctld", "-D"], ready=_scontrol_up, deadline_s=60),
+        Daemon("slurmdbd", ["slurmdbd", "-D"], ready=lambda _launched: accounting_complaint(), deadline_s=60),
+        Daemon("slurmctld", ["slurmctld", "-D"], ready=_scheduler, deadline_s=60),
         *(node_daemon(node) for node in layout.NODES),
     ]
     if settings.containers:
@@ -190,12 +199,11 @@ def wait_ready(daemon: Daemon, launched: float, alive: Callable[[], bool]) -> st
     """Poll the daemon's probe until it answers. Returns "" or why it never did."""
     deadline = time.monotonic() + daemon.deadline_s
     pause = 0.02
-    while not daemon.ready(launched):
+    while lacks := daemon.ready(launched):
         if not alive():
             return "it ended"
         if time.monotonic() > deadline:
-            return f"it did not answer within {daemon.deadline_s:.0f} s"
+            return f"not ready within {daemon.deadline_s:.0f} s: {lacks}"
         time.sleep(pause)
         pause = min(pause * 1.5, 0.3)
     return ""
-

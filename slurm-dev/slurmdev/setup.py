@@ -68,6 +68,9 @@ def _folders() -> None:
     _make(layout.RUN, "slurm", 0o755)
     _make("/run/munge", "munge", 0o755)
     _make("/run/mysqld", "mysql", 0o755)
+    if not os.path.lexists("/run/mariadbd"):
+        # Where later releases of MariaDB's client library, hence slurmdbd, look for the socket.
+        os.symlink("mysqld", "/run/mariadbd")
     _make("/run/sshd", "root", 0o755)
     _make("/var/log/munge", "munge", 0o700)
     _make("/var/lib/munge", "munge", 0o700)
@@ -158,7 +161,7 @@ def create_database() -> None:
         "CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED VIA unix_socket;"
         "GRANT ALL ON slurm_acct_db.* TO slurm@localhost;"
     )
-    subprocess.run(["mariadb", "--no-defaults", "-e", sql], check=True, env=dict(daemons.ENVIRONMENT))
+    subprocess.run([*daemons.MARIADB_CLIENT, "-e", sql], check=True, env=dict(daemons.ENVIRONMENT))
 
 
 def create_accounts() -> None:
