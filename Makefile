@@ -1,24 +1,63 @@
 # `make help` lists the targets.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 VENV  := .venv
-PY    := $(VENV)/bin/python
+BIN   := $(VENV)/bin
 .DEFAULT_GOAL := help
+
+# Debian packages beyond what a Python machine has; `slurm-dev/cluster` installs debootstrap itself.
+PACKAGES := postgresql
 
 .PHONY: help
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml
-	test -x $(PY) || python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 .PHONY: env
 env: $(VENV)/.installed ## Make the Python environment (.venv)
 
+.PHONY: demo
+demo: env ## From nothing to stored models: cluster, images, broker, two pipelines
+	demo/run
+
 .PHONY: check
 check: env ## Lint, types and import rules
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: system
+system: # Debian packages that the tests use
+	@missing=; for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+.PHONY: unit
+unit: env ## The tests that need no cluster (seconds)
+	$(BIN)/pytest tests/unit
+
+.PHONY: test
+test: env system ## Every test, the real cluster's included (≤ 20 min)
+	$(BIN)/pytest -m 'not slow'
+
+.PHONY: prove
+prove: env system ## The long proofs; writes the dated report in docs/proof/
+	$(BIN)/python -m prove
+
+.PHONY: bench
+bench: env ## The ratios of benchmarks/, measured in one run
+	$(BIN)/python -m benchmarks
+
+.PHONY: docs
+docs: env ## Make the generated pages anew (settings, OpenAPI)
+	$(BIN)/python -m broker.settings_docs > docs/settings.md
+	$(BIN)/python -m broker.api.openapi > docs/openapi.json
+
+.PHONY: clean
+clean: ## End the development clusters and remove what was built here
+	for name in $$(ls $${SLURM_DEV_HOME:-$$HOME/.local/state/slurm-dev} 2>/dev/null); do slurm-dev/cluster down --name $$name || true; done
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

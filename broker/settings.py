@@ -83,7 +83,13 @@ class ClusterSettings(_Section):
         180, ge=30, description="How long a submission may take; sbatch itself may wait 120 s at MaxJobCount"
     )
     command_timeout_s: float = Field(30, gt=0, description="How long a query to Slurm may take")
+    image_refresh_s: float = Field(
+        60, ge=0, description="How long an image tag is taken to point at what it pointed at when last asked"
+    )
     pull_timeout_s: float = Field(3600, gt=0, description="How long pulling one image may take")
+    max_auto_retries: int = Field(
+        2, ge=0, description="New attempts the broker makes by itself after failures that were the cluster's"
+    )
     unknown_deadline_s: float = Field(
         3600, gt=0, description="A job that neither squeue, sacct nor its marker knows is given up after this"
     )
@@ -142,6 +148,9 @@ class Settings(BaseSettings):
     max_concurrent_runs: int = Field(10, ge=1, description="Submissions and collections at once, per worker")
     lease_s: float = Field(30, ge=3, description="A worker that is silent this long loses its cluster")
     default_cluster: str | None = Field(None, description="Cluster of runs that name none")
+    default_image: str | None = Field(
+        None, description="Image (`registry/name:tag`, or a `.sif` path) of `/gpu-jobs` that name none"
+    )
     clusters: dict[str, ClusterSettings] = Field({}, description="Clusters by name")
     s3: S3Settings = Field(default_factory=S3Settings, description="Object store")
     api: ApiSettings = Field(default_factory=ApiSettings, description="REST server")

@@ -1,0 +1,49 @@
+"""Events of a run: what people watch, numbered per run under the run's lock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.db import utcnow
+from broker.runs.tables import EventRow, RunRow
+
+log = structlog.get_logger("broker.runs")
+
+EVENT_TYPES = {
+    "run_requested": "The run was asked for",
+    "run_prepared": "Images are on the cluster and the plan is stored",
+    "job_submitted": "Slurm has every job of the attempt, held",
+    "run_released": "The jobs were released; Slurm may start them",
+    "job_started": "Slurm started a component",
+    "job_requeued": "Slurm put a component back into the queue (node failure, preemption, an administrator)",
+    "job_completed": "A component ended well",
+    "job_failed": "A component ended otherwise; `state` and `reason` say how",
+    "job_unknown": "Nothing on the cluster knows a component any more; the broker keeps asking",
+    "job_stored": "Logs (and outputs) of a component lie verified in the object store",
+    "model_ready": "A model version was made from a component's outputs",
+    "run_trouble": "Something stands in the way; the broker goes on trying",
+    "run_retried": "Components run again as a new attempt",
+    "cancel_requested": "Somebody asked to cancel the run",
+    "run_finished": "The run has ended; `state` says how",
+    "run_files_removed": "The run directory was removed from the cluster",
+}
+"""Every type of event and what it says; `docs/states.md` lists them and a test compares."""
+
+
+def emit(session: Session, run: RunRow, event: str, **data: Any) -> None:
+    """Append an event to a run that is locked by the caller's write transaction, and log it."""
+    assert event in EVENT_TYPES, event
+    run.event_seq += 1
+    run.updated_at = utcnow()
+    session.add(EventRow(run_id=run.id, seq=run.event_seq, at=run.updated_at, type=event, data=data))
+    log.info(event, run_id=run.id, user_id=run.owner_id, **data)
+
+
+def events_after(session: Session, run_id: str, seq: int, limit: int = 500) -> list[EventRow]:
+    """Events of a run with a number above `seq`, in order."""
+    query = select(EventRow).where(EventRow.run_id == run_id, EventRow.seq > seq)
+    return list(session.scalars(query.order_by(EventRow.seq).limit(limit)))

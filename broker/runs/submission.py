@@ -1,0 +1,311 @@
+"""The worker's part from a requested run to one that Slurm may start: prepare, submit, release, cancel.
+
+Every step is: read → act on the cluster, outside any transaction → write down what came of it, guarded by
+the lease and by the phase the run was read in. Every action may be repeated: the submission script finds
+its own jobs by their keys, a release or a cancel of a job that had one changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from broker.compiler import Plan, fence_argv, stage_and_submit_argv, staging_archive
+from broker.context import Context
+from broker.db import utcnow
+from broker.db.leases import Lease
+from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
+from broker.runs.events import emit
+from broker.runs.planning import encode, load_plan, make_plan
+from broker.runs.service import attempt_jobs
+from broker.runs.states import JobState, Phase, RunState
+from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
+from broker.runs.telemetry import run_ended, slurm_call, submitted
+from broker.runs.tracking import settle
+from broker.slurm import ResultKind
+
+CANCEL_AGAIN = timedelta(seconds=10)
+"""A job may be requeued between scancel and its end: a cancelled run is gone over until Slurm agrees."""
+
+TRANSIENT_REFUSALS = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "temporarily unable to accept job",
+    "Resource temporarily unavailable",
+    "Connection refused",
+    "Zero Bytes were transmitted",
+    "Slurm backup controller in standby mode",
+    "Slurm controller is in standby mode",
+    "Transport endpoint is not connected",
+    "Unspecified error",
+)
+"""What sbatch says when the time, not the job, is wrong (slurm/slurm_errno.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What the submission script answered. `ids`: Slurm job id by component; `complete`: it has them all."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+    refused: str | None = None
+    fenced: bool = False
+    complaint: str = ""
+
+
+def parse_submission(stdout: str, stderr: str) -> Submitted:
+    """Read the script's answer: `component id` lines, then one that says how it ended (`submit.sh.j2`)."""
+    ids: dict[str, int] = {}
+    refused, complete, fenced = None, False, False
+    for line in stdout.splitlines():
+        match line.split():
+            case ["complete", count] if count.isdigit():
+                complete = int(count) == len(ids)
+            case ["refused", component, *_]:
+                refused = component
+            case ["fenced"]:
+                fenced = True
+            case [component, number] if number.isdigit():
+                ids[component] = int(number)
+            case _:
+                pass  # a login banner, a module's greeting: not ours
+    complaint = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())
+    return Submitted(ids, complete, refused, fenced, complaint)
+
+
+def is_transient(complaint: str) -> bool:
+    """Whether the same submission may succeed later."""
+    return any(text in complaint for text in TRANSIENT_REFUSALS)
+
+
+def back_off(tries: int) -> timedelta:
+    """How long to wait before try number `tries` + 1: 1 s, 2 s, 4 s … 60 s."""
+    return timedelta(seconds=min(60.0, 2.0 ** min(tries, 6)))
+
+
+class Submitter:
+    """Takes runs of one cluster forward. One thread at a time per run (the worker sees to it)."""
+
+    def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
+        self._ctx, self._cluster, self._lease = ctx, cluster, lease
+
+    def advance(self, run_id: str) -> None:
+        """Do whatever the run needs next, until it needs nothing more from here."""
+        steps: dict[Phase, Callable[[str], bool]] = {
+            Phase.PREPARING: self._prepare,
+            Phase.SUBMITTING: self._submit,
+            Phase.RELEASING: self._release,
+        }
+        try:
+            while True:
+                run = self._read(run_id)
+                if run.cancel_requested_at is not None:
+                    self._cancel(run)
+                    return
+                step = steps.get(Phase(run.phase))
+                if step is None or not step(run_id):
+                    return
+        except (Unreachable, OutcomeUnknown) as error:
+            self._postpone(run_id, error)
+        except BrokerError as error:
+            self._fail(run_id, error)
+
+    # ---- steps: each gives True when the next one can follow at once --------------------------------
+
+    def _prepare(self, run_id: str) -> bool:
+        plan, resolved = make_plan(self._ctx, run_id)
+        with self._ctx.db.write() as session:
+            run = self._locked(session, run_id, Phase.PREPARING)
+            if run is None:
+                return True
+            session.merge(
+                SubmissionRow(
+                    run_id=run.id,
+                    attempt=run.attempt,
+                    plan=encode(plan),
+                    plan_hash=plan.plan_hash,
+                    intended_at=utcnow(),
+                )
+            )
+            run.phase, run.resolved = Phase.SUBMITTING, resolved.document()
+            run.tries, run.next_try_at, run.trouble = 0, None, None
+            emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)
+        return True
+
+    def _submit(self, run_id: str) -> bool:
+        run, plan = self._read_plan(run_id)
+        with slurm_call(self._cluster, "submit"):
+            answer = self._send(plan)
+        if answer.refused is not None and not is_transient(answer.complaint):
+            raise SlurmRefused(f"Slurm refused component {answer.refused!r}: {answer.complaint}")
+        if answer.fenced:
+            raise SlurmRefused("This attempt was called off when an earlier try had failed: retry the run")
+        if not answer.complete:
+            detail = answer.complaint or "the script gave no whole answer"
+            raise OutcomeUnknown(f"The submission is not complete yet, and is gone over again: {detail}")
+        now = utcnow()
+        with self._ctx.db.write() as session:
+            locked = self._locked(session, run_id, Phase.SUBMITTING)
+            if locked is None:
+                return True
+            submission = session.get_one(SubmissionRow, (run_id, run.attempt))
+            submission.submitted_at = now
+            for job in attempt_jobs(session, run_id, run.attempt):
+                job.slurm_job_id = answer.ids[job.component]
+                job.state, job.submitted_at, job.observed_at = JobState.PENDING, now, now
+            hold = session.get(RunHoldRow, (run_id, "submission"))
+            if hold is not None:
+                session.delete(hold)
+            locked.phase = Phase.RELEASING
+            locked.tries, locked.next_try_at, locked.trouble = 0, None, None
+            emit(session, locked, "job_submitted", attempt=run.attempt, jobs=len(answer.ids))
+        submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
+        return True
+
+    def _send(self, plan: Plan) -> Submitted:
+        done = self._ctx.host(self._cluster).run(
+            stage_and_submit_argv(plan),
+            stdin=staging_archive(plan),
+            timeout=self._ctx.cluster(self._cluster).submit_timeout_s + 0.1 * len(plan.jobs),
+        )
+        return parse_submission(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+    def _release(self, run_id: str) -> bool:
+        with self._ctx.db.read() as session:
+            run = session.get_one(RunRow, run_id)
+            holds = session.query(RunHoldRow).filter_by(run_id=run_id).count()
+            jobs = attempt_jobs(session, run_id, run.attempt)
+        if holds:
+            return False
+        children_first = [job.slurm_job_id for job in reversed(jobs) if job.slurm_job_id]
+        with slurm_call(self._cluster, "release"):
+            results = self._ctx.slurm(self._cluster).release(children_first)
+        for number, result in results.items():
+            if result.kind in {ResultKind.UNREACHABLE, ResultKind.OUTCOME_UNKNOWN}:
+                raise Unreachable(f"Releasing job {number} is not confirmed: {result.message}")
+            if result.kind in {ResultKind.DENIED, ResultKind.INVALID_REQUEST}:
+                raise SlurmRefused(f"Slurm refused to release job {number}: {result.message}")
+        with self._ctx.db.write() as session:
+            locked = self._locked(session, run_id, Phase.RELEASING)
+            if locked is not None:
+                session.get_one(SubmissionRow, (run_id, locked.attempt)).released_at = utcnow()
+                locked.phase = Phase.ACTIVE
+                locked.tries, locked.next_try_at, locked.trouble = 0, None, None
+                emit(session, locked, "run_released", attempt=locked.attempt)
+        return False
+
+    # ---- cancelling and failing ---------------------------------------------------------------------
+
+    def _cancel(self, run: RunRow) -> None:
+        """Pursue the wish to cancel; what Slurm has not yet ended is left to the tracker to see end."""
+        self._end_jobs(run, "cancelled before it was submitted")
+        with self._ctx.db.write() as session:
+            locked = self._locked(session, run.id, None)
+            if locked is None or locked.phase == Phase.DONE:
+                return
+            locked.phase = Phase.ACTIVE
+            locked.trouble, locked.tries = None, 0
+            locked.next_try_at = utcnow() + CANCEL_AGAIN
+            for hold in session.query(RunHoldRow).filter_by(run_id=run.id):
+                session.delete(hold)
+            settle(self._ctx, session, locked)
+
+    def _end_jobs(self, run: RunRow, reason: str) -> None:
+        """End every job of the attempt in Slurm, by id and by key; those that never got there are CANCELLED.
+
+        The fence comes first: a submission script that may still be going (a cut connection does not end it)
+        holds the run's lock; after the fence no script submits anything for this attempt any more.
+        """
+        with self._ctx.db.read() as session:
+            plan = load_plan(session, run.id, run.attempt)
+            jobs = attempt_jobs(session, run.id, run.attempt)
+        found: dict[str, int] = {}
+        if plan is not None:
+            found = self._fence_and_find(run, plan, [job for job in jobs if job.slurm_job_id is None])
+        ids = [job.slurm_job_id or found.get(job.name) for job in jobs if not JobState(job.state).ended]
+        live = [number for number in ids if number is not None]
+        if live:
+            with slurm_call(self._cluster, "cancel"):
+                self._ctx.slurm(self._cluster).cancel(live)
+        with self._ctx.db.write() as session:
+            self._lease.confirm(session)
+            for job in attempt_jobs(session, run.id, run.attempt):
+                job.slurm_job_id = job.slurm_job_id or found.get(job.name)
+                if JobState(job.state).ended:
+                    continue
+                if job.slurm_job_id is None:
+                    job.state, job.reason, job.ended_at = JobState.CANCELLED, reason, utcnow()
+                else:
+                    job.reap = True
+
+    def _fence_and_find(self, run: RunRow, plan: Plan, unsure: Sequence[JobRow]) -> dict[str, int]:
+        if not unsure:
+            return {}
+        cluster = self._ctx.cluster(self._cluster)
+        done = self._ctx.host(self._cluster).run(
+            fence_argv(plan), timeout=cluster.submit_timeout_s, readonly=True
+        )
+        if done.rc != 0:
+            raise Unreachable(f"The run's folder could not be fenced off: {done.complaint}")
+        by_name = self._ctx.slurm(self._cluster).find_by_name([job.name for job in unsure], run.created_at)
+        return {name: ids[-1] for name, ids in by_name.items() if ids}
+
+    def _fail(self, run_id: str, error: BrokerError) -> None:
+        """A run that can't go on: what was submitted of it is cancelled by key, all or nothing."""
+        run = self._read(run_id)
+        try:
+            self._end_jobs(run, error.detail)
+        except (Unreachable, OutcomeUnknown) as unreachable:
+            self._postpone(run_id, unreachable)
+            return
+        now = utcnow()
+        with self._ctx.db.write() as session:
+            locked = self._locked(session, run_id, None)
+            if locked is None or locked.phase not in _BEFORE_ACTIVE:
+                return
+            locked.error_code, locked.error = error.code, error.detail
+            locked.phase, locked.state, locked.ended_at = Phase.DONE, RunState.FAILED, now
+            locked.trouble, locked.next_try_at = None, None
+            for hold in session.query(RunHoldRow).filter_by(run_id=run_id):
+                session.delete(hold)
+            emit(session, locked, "run_finished", state=RunState.FAILED, error=error.detail)
+            run_ended(locked)
+
+    def _postpone(self, run_id: str, error: BrokerError) -> None:
+        """Time mends it: note what stands in the way and when to try again."""
+        with self._ctx.db.write() as session:
+            run = self._locked(session, run_id, None)
+            if run is None:
+                return
+            delay = back_off(run.tries)
+            run.tries += 1
+            run.next_try_at = utcnow() + delay
+            if run.trouble != error.detail:
+                run.trouble = error.detail
+                emit(session, run, "run_trouble", code=error.code, detail=error.detail)
+
+    # ---- reading ------------------------------------------------------------------------------------
+
+    def _read(self, run_id: str) -> RunRow:
+        with self._ctx.db.read() as session:
+            return session.get_one(RunRow, run_id)
+
+    def _read_plan(self, run_id: str) -> tuple[RunRow, Plan]:
+        with self._ctx.db.read() as session:
+            run = session.get_one(RunRow, run_id)
+            plan = load_plan(session, run_id, run.attempt)
+        if plan is None:
+            raise InvalidRequest("The run has no stored plan; retry it")
+        return run, plan
+
+    def _locked(self, session: Session, run_id: str, phase: Phase | None) -> RunRow | None:
+        """The run, locked, if it is still in `phase`; raises `LeaseLost` when another worker took over."""
+        self._lease.confirm(session)
+        run = session.get_one(RunRow, run_id, with_for_update=True)
+        return run if phase is None or run.phase == phase else None
+
+
+_BEFORE_ACTIVE = {Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING}

@@ -1,0 +1,176 @@
+"""Tables of the life of a run."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from broker.db import Base, JsonType, UTCDateTime
+
+
+class RunRow(Base):
+    """One execution of one pipeline version. `row_version` guards every update (optimistic lock)."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(8))
+    cluster: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str] = mapped_column(String(64))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id"))
+    pipeline_version_id: Mapped[str] = mapped_column(ForeignKey("pipeline_versions.id"))
+    test_run_ref: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    overrides: Mapped[dict[str, Any]] = mapped_column(JsonType)
+    state: Mapped[str] = mapped_column(String(20))
+    phase: Mapped[str] = mapped_column(String(12))
+    approval: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    auto_retries: Mapped[int] = mapped_column(default=0)
+    resolved: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    error_code: Mapped[str | None] = mapped_column(String(40))
+    error: Mapped[str | None]
+    trouble: Mapped[str | None]
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    cancelled_by: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    next_try_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    tries: Mapped[int] = mapped_column(default=0)
+    removed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    event_seq: Mapped[int] = mapped_column(default=0)
+    row_version: Mapped[int] = mapped_column()
+
+    __mapper_args__ = {"version_id_col": row_version}  # noqa: RUF012 - SQLAlchemy's own form
+    __table_args__ = (
+        Index("ix_runs_cluster_phase", "cluster", "phase"),
+        Index("ix_runs_tenant_id", "tenant", "id"),
+        Index("ix_runs_owner_id_id", "owner_id", "id"),
+    )
+
+
+class RunHoldRow(Base):
+    """Why a run's jobs are held. `scontrol release` is issued only when a run has no row here."""
+
+    __tablename__ = "run_holds"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(12), primary_key=True)
+    reason: Mapped[str] = mapped_column(default="")
+    since: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class SubmissionRow(Base):
+    """The intent to submit one attempt of a run: committed before anything is sent to the cluster.
+
+    `plan` is the compiled plan (zlib-compressed JSON, `planning.encode`): what was submitted can be shown
+    for ever, even after the templates have changed.
+    """
+
+    __tablename__ = "submissions"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    plan: Mapped[bytes] = mapped_column(LargeBinary)
+    plan_hash: Mapped[str] = mapped_column(String(80))
+    intended_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    submitted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    released_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class JobRow(Base):
+    """One component in one attempt. `name` is the unique key by which its Slurm job is found again."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    component: Mapped[str] = mapped_column(String(63))
+    position: Mapped[int]
+    attempt: Mapped[int]
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    slurm_job_id: Mapped[int | None] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None]
+    culprit: Mapped[str | None] = mapped_column(String(63))
+    exit_code: Mapped[int | None]
+    signal: Mapped[int | None]
+    restarts: Mapped[int] = mapped_column(default=0)
+    nodes: Mapped[str | None]
+    resources: Mapped[dict[str, Any]] = mapped_column(JsonType)
+    submitted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    observed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    unknown_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    reap: Mapped[bool] = mapped_column(default=False)
+    storing: Mapped[str] = mapped_column(String(8), default="none")
+    store_tries: Mapped[int] = mapped_column(default=0)
+    store_next_try_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    store_error: Mapped[str | None]
+    output_dir: Mapped[str | None]
+    manifest_key: Mapped[str | None]
+    manifest_sha256: Mapped[str | None] = mapped_column(String(64))
+    stored_files: Mapped[int | None]
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+
+    __table_args__ = (
+        UniqueConstraint("run_id", "component", "attempt"),
+        Index("ix_jobs_storing", "storing"),
+        Index("ix_jobs_slurm_job_id", "slurm_job_id"),
+    )
+
+
+class EventRow(Base):
+    """What happened to a run, numbered per run from 1 without gaps."""
+
+    __tablename__ = "run_events"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    type: Mapped[str] = mapped_column(String(40))
+    data: Mapped[dict[str, Any]] = mapped_column(JsonType)
+
+
+class ImageRow(Base):
+    """An image that lies in a cluster's SIF cache, and what its tag pointed at when last asked."""
+
+    __tablename__ = "images"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reference: Mapped[str] = mapped_column(String(500), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(80))
+    sif: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    resolved_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class CounterRow(Base):
+    """A number that only grows (`run`: the number of the newest run)."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int]
+
+
+class ClusterRow(Base):
+    """How the last look at a cluster went; read by `/clusters` and `/readyz`, written by the worker."""
+
+    __tablename__ = "clusters"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    polled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    accounting_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    slurm_version: Mapped[str | None] = mapped_column(String(32))
+    trouble: Mapped[str | None]
+    trouble_since: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -1,0 +1,82 @@
+"""What the life of a run tells Prometheus (names: DD-14 and `broker.metrics`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from broker import metrics
+from broker.errors import BrokerError, OutcomeUnknown
+from broker.runs.states import JobState
+from broker.runs.tables import JobRow, RunRow
+
+
+@contextmanager
+def slurm_call(cluster: str, operation: str) -> Iterator[None]:
+    """Time a call to a cluster and count its failures by class."""
+    began = time.perf_counter()
+    try:
+        yield
+    except BrokerError as error:
+        metrics.SLURM_ERRORS.labels(cluster, operation, error.code).inc()
+        if isinstance(error, OutcomeUnknown):
+            metrics.OUTCOME_UNKNOWN.labels(operation).inc()
+        raise
+    finally:
+        metrics.SLURM_SECONDS.labels(cluster, operation).observe(time.perf_counter() - began)
+
+
+@contextmanager
+def collecting() -> Iterator[None]:
+    """Time the collection of one job's files."""
+    with metrics.TRANSFER_DURATION.labels("collect").time():
+        yield
+
+
+def submitted(run: RunRow, jobs: int, seconds: float) -> None:
+    """A graph has all its ids."""
+    metrics.JOBS_SUBMITTED.labels(run.cluster).inc(jobs)
+    metrics.USER_JOBS.labels(run.owner_id).inc(jobs)
+    metrics.SUBMISSION_SECONDS.labels(run.cluster).observe(seconds)
+
+
+def job_ended(run: RunRow, job: JobRow, seconds: float) -> None:
+    """A job ended, one way or the other."""
+    if job.state == JobState.COMPLETED:
+        metrics.JOBS_COMPLETED.labels(run.cluster).inc()
+    else:
+        metrics.JOBS_FAILED.labels(run.cluster, job.state).inc()
+    if seconds:
+        metrics.JOB_DURATION.labels(run.cluster).observe(seconds)
+        gpus = job.resources.get("gpu_count") or 0
+        if gpus:
+            kind = str(job.resources.get("gpu_type") or "any")
+            metrics.GPU_HOURS.labels(run.cluster, kind).inc(gpus * seconds / 3600)
+
+
+def stored(cluster: str, size: int) -> None:
+    """A job's results are safe."""
+    metrics.STORED_BYTES.labels(cluster).inc(size)
+
+
+def store_failed(cluster: str) -> None:
+    """A try to store failed."""
+    metrics.STORE_FAILURES.labels(cluster).inc()
+
+
+def run_ended(run: RunRow) -> None:
+    """A run ended."""
+    metrics.RUNS.labels(run.cluster, run.state).inc()
+
+
+def model_stored(pipeline: str, values: dict[str, Any] | None) -> None:
+    """The newest model's figures, under the names people use for them."""
+    for gauge, names in (
+        (metrics.MODEL_ACCURACY, ("final_accuracy", "accuracy", "val_accuracy")),
+        (metrics.TRAINING_LOSS, ("final_loss", "loss", "train_loss")),
+    ):
+        value = next((v for n in names if isinstance(v := (values or {}).get(n), int | float)), None)
+        if value is not None:
+            gauge.labels(pipeline).set(value)

@@ -1,0 +1,325 @@
+"""The worker's eyes: one look at a cluster's queue per tick, and what follows from it for every run.
+
+A tick reads squeue once, for all runs together; asks sacct once, for the jobs squeue no longer has; reads
+completion markers only for jobs that both have lost. Then each run that changed is written in a transaction
+of its own. When a source does not answer, the tick ends there: what was not seen is not concluded from.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.compiler.names import status_path
+from broker.context import Context
+from broker.db import utcnow
+from broker.db.leases import Lease
+from broker.errors import BrokerError
+from broker.runs.events import emit
+from broker.runs.observation import (
+    Known,
+    Marker,
+    Sighting,
+    change,
+    culprits,
+    from_accounting,
+    from_marker,
+    from_queue,
+    parse_marker,
+    unseen,
+)
+from broker.runs.planning import load_plan
+from broker.runs.service import attempt_jobs, newest_jobs, start_attempt
+from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
+from broker.runs.tables import ClusterRow, JobRow, RunRow
+from broker.runs.telemetry import job_ended, run_ended, slurm_call
+from broker.slurm import QueueSnapshot
+
+ENDED = [state for state in JobState if state.ended]
+SACCT_CHUNK = 500
+"""Job ids in one sacct call: far below the argument limit, and one query stays short for slurmdbd."""
+
+
+class Tracker:
+    """Watches one cluster. Used by one thread."""
+
+    def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
+        self._ctx, self._cluster, self._lease = ctx, cluster, lease
+        self._settings = ctx.cluster(cluster)
+
+    def tick(self) -> None:
+        """Look once. Never raises a `BrokerError`: an unreachable cluster is noted, not failed."""
+        try:
+            with slurm_call(self._cluster, "poll"):
+                snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
+            watched = self._watched()
+            sightings = self._sightings(watched, snapshot)
+        except BrokerError as error:
+            self._note(error.detail, None)
+            return
+        self._note(None, snapshot.taken_at)
+        self._reap(watched, sightings)
+        by_run: dict[str, list[JobRow]] = defaultdict(list)
+        for job in watched:
+            by_run[job.run_id].append(job)
+        for run_id, jobs in by_run.items():
+            self._apply(run_id, jobs, sightings, snapshot.taken_at)
+
+    # ---- seeing -------------------------------------------------------------------------------------
+
+    def _account(self) -> str | None:
+        return self._settings.ssh_user if self._settings.transport == "ssh" else None
+
+    def _watched(self) -> list[JobRow]:
+        """Every job of this cluster that Slurm has and that has not ended, or is to be ended."""
+        query = (
+            select(JobRow)
+            .join(RunRow, RunRow.id == JobRow.run_id)
+            .where(
+                RunRow.cluster == self._cluster,
+                JobRow.slurm_job_id.is_not(None),
+                JobRow.state.not_in(ENDED) | JobRow.reap,
+            )
+        )
+        with self._ctx.db.read() as session:
+            return list(session.scalars(query))
+
+    def _sightings(self, watched: Sequence[JobRow], snapshot: QueueSnapshot) -> dict[str, Sighting]:
+        """What the sources say, by row id. A job id under another name is a recycled id: not ours."""
+        queue = {entry.job_id: entry for entry in snapshot.jobs}
+        seen: dict[str, Sighting] = {}
+        gone: list[JobRow] = []
+        for job in watched:
+            entry = queue.get(job.slurm_job_id or 0)
+            if entry is not None and entry.name == job.name:
+                seen[job.id] = from_queue(entry)
+            elif job.submitted_at is None or job.submitted_at < snapshot.taken_at:
+                gone.append(job)
+        ended = [job for job in watched if job.id in seen and seen[job.id].state.ended]
+        accounts = self._accounting([*gone, *ended])
+        for job in ended:  # squeue knows the end but not the exit status
+            exact = accounts.get(job.id)
+            if exact is not None and exact.state.ended:
+                seen[job.id] = exact
+        now = utcnow()
+        deadline = timedelta(seconds=self._settings.unknown_deadline_s)
+        for job in gone:
+            found = accounts.get(job.id) or self._marked(job) or unseen(known(job), now, deadline)
+            seen[job.id] = found
+        return seen
+
+    def _accounting(self, jobs: Sequence[JobRow]) -> dict[str, Sighting]:
+        found: dict[str, Sighting] = {}
+        for start in range(0, len(jobs), SACCT_CHUNK):
+            chunk = {job.slurm_job_id: job for job in jobs[start : start + SACCT_CHUNK]}
+            with slurm_call(self._cluster, "accounting"):
+                rows = self._ctx.slurm(self._cluster).accounting([number for number in chunk if number])
+            for row in rows:
+                job = chunk.get(row.job_id)
+                if job is not None and row.name == job.name:
+                    found[job.id] = from_accounting(row)
+        return found
+
+    def _marked(self, job: JobRow) -> Sighting | None:
+        marker = read_marker(self._ctx, self._cluster, job)
+        return from_marker(marker) if marker is not None and marker.job_id == job.slurm_job_id else None
+
+    # ---- concluding ---------------------------------------------------------------------------------
+
+    def _apply(
+        self, run_id: str, jobs: Sequence[JobRow], seen: Mapping[str, Sighting], taken_at: datetime
+    ) -> None:
+        changes = {
+            job.id: sighting
+            for job in jobs
+            if job.id in seen and (sighting := change(known(job), seen[job.id], taken_at)) is not None
+        }
+        settled = [job.id for job in jobs if job.reap and job.id in seen and seen[job.id].state.ended]
+        if not changes and not settled:
+            return
+        with self._ctx.db.write() as session:
+            self._lease.confirm(session)
+            run = session.get_one(RunRow, run_id, with_for_update=True)
+            for job_id in settled:
+                session.get_one(JobRow, job_id).reap = False
+            for job_id, sighting in changes.items():
+                job = session.get_one(JobRow, job_id)
+                if change(known(job), sighting, taken_at) is not None:
+                    write_sighting(session, run, job, sighting, taken_at)
+            self._reap_descendants(session, run)
+            settle(self._ctx, session, run)
+
+    def _reap_descendants(self, session: Session, run: RunRow) -> None:
+        """Mark what a failure has made impossible, with the culprit; the next tick ends it in Slurm."""
+        jobs = {job.component: job for job in attempt_jobs(session, run.id, run.attempt)}
+        failed = {
+            name: JobState(job.state)
+            for name, job in jobs.items()
+            if JobState(job.state).failed and job.state != JobState.UPSTREAM_FAILED
+        }
+        alive = [name for name, job in jobs.items() if not JobState(job.state).ended]
+        if not failed or not alive or run.cancel_requested_at is not None:
+            return
+        plan = load_plan(session, run.id, run.attempt)
+        if plan is None:
+            return
+        parents = {job.component: job.depends_on for job in plan.jobs}
+        for name, culprit in culprits(parents, failed, alive).items():
+            job = jobs[name]
+            job.state, job.culprit, job.reap = JobState.UPSTREAM_FAILED, culprit, True
+            job.reason = f"{culprit} ended {failed[culprit]}"
+            job.ended_at = utcnow()
+            emit(session, run, "job_failed", component=name, state=job.state, culprit=culprit)
+
+    def _reap(self, watched: Iterable[JobRow], seen: Mapping[str, Sighting]) -> None:
+        """End in Slurm what is marked so and still lives there; repeated until squeue agrees."""
+        live = [
+            job.slurm_job_id
+            for job in watched
+            if job.reap and job.slurm_job_id and job.id in seen and not seen[job.id].state.ended
+        ]
+        if not live:
+            return
+        try:
+            with slurm_call(self._cluster, "cancel"):
+                self._ctx.slurm(self._cluster).cancel(live)
+        except BrokerError as error:
+            self._note(error.detail, None)
+
+    def _note(self, trouble: str | None, polled_at: datetime | None) -> None:
+        """Record how the look went. The time of a good look is the age of everything shown."""
+        with self._ctx.db.write() as session:
+            self._lease.confirm(session)
+            row = session.get(ClusterRow, self._cluster) or ClusterRow(name=self._cluster)
+            session.add(row)
+            if polled_at is not None:
+                row.polled_at = polled_at
+            if trouble is None:
+                row.trouble, row.trouble_since = None, None
+            else:
+                row.trouble, row.trouble_since = trouble, row.trouble_since or utcnow()
+
+
+def known(job: JobRow) -> Known:
+    """A row as the pure functions take it."""
+    return Known(
+        state=JobState(job.state),
+        reason=job.reason,
+        restarts=job.restarts,
+        started_at=job.started_at,
+        observed_at=job.observed_at,
+        unknown_since=job.unknown_since,
+    )
+
+
+def read_marker(ctx: Context, cluster: str, job: JobRow) -> Marker | None:
+    """The completion marker of a job, or None."""
+    path = status_path(ctx.profile(cluster), job.run_id, job.component, job.attempt)
+    host = ctx.host(cluster)
+    if host.stat(path) is None:
+        return None
+    return parse_marker(b"".join(host.read(path, 0, 64 * 1024)))
+
+
+def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, taken_at: datetime) -> None:
+    """Write what was seen into the row, and say what happened."""
+    before = JobState(job.state)
+    requeued = seen.restarts is not None and seen.restarts > job.restarts
+    job.state, job.reason, job.observed_at = seen.state, seen.reason, taken_at
+    job.exit_code, job.signal = seen.exit_code, seen.signal
+    job.restarts = max(job.restarts, seen.restarts or 0)
+    job.nodes = seen.nodes or job.nodes
+    job.started_at = seen.started_at or job.started_at
+    job.ended_at = (seen.ended_at or taken_at) if seen.state.ended else None
+    job.unknown_since = (job.unknown_since or taken_at) if seen.state is JobState.UNKNOWN else None
+    about = {"component": job.component, "job_id": job.slurm_job_id, "state": seen.state}
+    if requeued:
+        emit(session, run, "job_requeued", **about, restarts=job.restarts)
+    if seen.state is JobState.UNKNOWN and before is not JobState.UNKNOWN:
+        emit(session, run, "job_unknown", **about)
+    if seen.state.occupies_nodes and not before.occupies_nodes:
+        emit(session, run, "job_started", **about, nodes=job.nodes)
+    if seen.state.ended:
+        job.storing = "pending" if job.started_at is not None else "none"
+        if seen.state is JobState.COMPLETED:
+            emit(session, run, "job_completed", **about, duration_s=duration(job))
+        else:
+            emit(session, run, "job_failed", **about, reason=job.reason, exit_code=job.exit_code)
+        job_ended(run, job, duration(job))
+    if run.started_at is None and job.started_at is not None:
+        run.started_at = job.started_at
+
+
+def duration(job: JobRow) -> float:
+    """Seconds a job ran; 0 when it never started."""
+    return (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
+
+
+def settle(ctx: Context, session: Session, run: RunRow) -> None:
+    """Derive the run's state from its jobs and end it when nothing is left to do (run locked by caller)."""
+    if run.phase not in {Phase.RELEASING, Phase.ACTIVE, Phase.STORING}:
+        return
+    session.flush()
+    jobs = newest_jobs(session, run.id)
+    states = [JobState(job.state) for job in jobs]
+    stored = all(job.storing in {"none", "stored", "failed"} for job in jobs)
+    state = derive_run_state(
+        [_WithState(value) for value in states],
+        cancel_requested=run.cancel_requested_at is not None,
+        stored=stored,
+    )
+    if all(value.ended for value in states) and not state.final:
+        run.phase = Phase.STORING
+    if state is RunState.SUCCEEDED and any(job.storing == "failed" for job in jobs):
+        state = RunState.FAILED
+        lost = next(job for job in jobs if job.storing == "failed")
+        run.error_code, run.error = "integrity", f"Storing {lost.component} failed: {lost.store_error}"
+    if not state.final:
+        run.state = state
+        return
+    if state is RunState.FAILED and _worth_another_try(ctx, run, jobs):
+        run.auto_retries += 1
+        start_attempt(ctx, session, run, None, run.owner_id)
+        return
+    run.state, run.phase, run.ended_at = state, Phase.DONE, utcnow()
+    run.trouble = run.next_try_at = None
+    if state is RunState.FAILED and run.error is None:
+        run.error_code, run.error = explain(jobs)
+    emit(session, run, "run_finished", state=state, error=run.error)
+    run_ended(run)
+
+
+def _worth_another_try(ctx: Context, run: RunRow, jobs: Sequence[JobRow]) -> bool:
+    """Only when every failure was the cluster's, and not for ever (DD-13)."""
+    classes = {failure_class(JobState(job.state)) for job in jobs if job.culprit is None}
+    own = classes - {None, FailureClass.UPSTREAM}
+    return own == {FailureClass.TEMPORARY} and run.auto_retries < ctx.cluster(run.cluster).max_auto_retries
+
+
+REMEDIES = {
+    FailureClass.TEMPORARY: "The cluster failed, not the program: `broker run retry` goes on from here",
+    FailureClass.RESOURCE: "It needed more than it asked for: raise `memory` or `time` and run it again",
+    FailureClass.CANCELLED: "It was cancelled on the cluster",
+    FailureClass.PERMANENT: "The program failed: read its log (`broker run logs`), mend it, run it again",
+}
+
+
+def explain(jobs: Sequence[JobRow]) -> tuple[str, str]:
+    """Why a run failed: the first component that failed by itself, in a sentence with the remedy."""
+    for job in jobs:
+        state = JobState(job.state)
+        kind = failure_class(state)
+        if kind in REMEDIES:
+            status = f", exit status {job.exit_code}" if job.exit_code else ""
+            reason = f" ({job.reason})" if job.reason and job.reason != "NonZeroExitCode" else ""
+            return f"job_{kind}", f"{job.component} ended {state}{status}{reason}. {REMEDIES[kind]}."
+    return "job_permanent", "The run failed."
+
+
+class _WithState:
+    def __init__(self, state: JobState) -> None:
+        self.state = state

@@ -1,0 +1,218 @@
+"""The worker's loops: one `ClusterWorker` per cluster, each behind a lease.
+
+Everything it does is decided from the database, so a worker may be killed at any moment and the next one
+goes on. Work on runs and collections happens in a bounded pool, at most one task per run and per job;
+looking at the queue is a thread of its own, so that a long upload does not make the picture old.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from broker import metrics
+from broker.context import Context
+from broker.db import leases, utcnow
+from broker.db.leases import Lease, LeaseLost
+from broker.db.wake import listen
+from broker.errors import BrokerError
+from broker.models.service import register_model
+from broker.runs.cleanup import due_for_removal, remove_run_files
+from broker.runs.collection import Collector
+from broker.runs.states import Phase
+from broker.runs.submission import Submitter
+from broker.runs.tables import JobRow, RunHoldRow, RunRow
+from broker.runs.tracking import Tracker
+
+log = structlog.get_logger("broker.worker")
+
+IDLE_TICK_S = 1.0
+"""How often the database is looked at when nobody wakes us: the bound on a lost wake-up."""
+JANITOR_S = 300.0
+
+
+def run(ctx: Context, stop: threading.Event) -> None:
+    """Work for every configured cluster until `stop` is set."""
+    holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
+    woken = threading.Event()
+    workers = [ClusterWorker(ctx, name, holder, stop) for name in ctx.settings.clusters]
+    if not workers:
+        log.warning("no_cluster_configured", remedy="set `clusters`; see docs/operations.md")
+    with listen(ctx.db, ctx.settings.data_dir, woken):
+        threads = [threading.Thread(target=worker.run, name=f"worker-{worker.cluster}") for worker in workers]
+        for thread in threads:
+            thread.start()
+        while not stop.is_set():
+            woken.wait(timeout=0.5)
+            if woken.is_set():
+                woken.clear()
+                for worker in workers:
+                    worker.wake()
+        for worker in workers:
+            worker.wake()
+        for thread in threads:
+            thread.join()
+
+
+class ClusterWorker:
+    """Takes the lease of a cluster and works while it holds it."""
+
+    def __init__(self, ctx: Context, cluster: str, holder: str, stop: threading.Event) -> None:
+        self.cluster = cluster
+        self._ctx, self._holder, self._stop = ctx, holder, stop
+        self._woken = threading.Event()
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._woken.set()
+
+    def run(self) -> None:
+        """Until stopped: get the lease, work, and begin again if it is lost."""
+        ttl = self._ctx.settings.lease_s
+        while not self._stop.is_set():
+            try:
+                lease = leases.acquire(self._ctx.db, f"worker:{self.cluster}", self._holder, ttl)
+                if lease is None:
+                    self._stop.wait(min(ttl / 3, 2.0))
+                    continue
+                log.info("lease_taken", cluster=self.cluster, token=lease.token)
+                self._work(lease)
+                leases.release(self._ctx.db, lease)
+            except SQLAlchemyError as error:
+                log.error("database_trouble", cluster=self.cluster, detail=str(error))
+                self._stop.wait(2.0)
+
+    def _work(self, lease: Lease) -> None:
+        tracker = Tracker(self._ctx, self.cluster, lease)
+        submitter = Submitter(self._ctx, self.cluster, lease)
+        collector = Collector(self._ctx, self.cluster, lease, register_model)
+        interval = self._ctx.cluster(self.cluster).poll_interval_s
+        with ExitStack() as stack:
+            pool = ThreadPoolExecutor(
+                self._ctx.settings.max_concurrent_runs, thread_name_prefix=f"{self.cluster}-work"
+            )
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            for name, every, what in (
+                ("lease", self._ctx.settings.lease_s / 3, lambda: self._renew(lease)),
+                ("poll", interval, lambda: self._poll(tracker)),
+                ("janitor", JANITOR_S, lambda: self._clean(lease)),
+            ):
+                thread = threading.Thread(
+                    target=self._repeat, args=(lease, every, what), name=f"{self.cluster}-{name}"
+                )
+                thread.start()
+                stack.callback(thread.join)
+            while self._holds(lease):
+                self._dispatch(pool, lease, submitter, collector)
+                self._woken.wait(timeout=IDLE_TICK_S)
+                self._woken.clear()
+
+    def _holds(self, lease: Lease) -> bool:
+        return not self._stop.is_set() and not lease.lost.is_set()
+
+    def _repeat(self, lease: Lease, every_s: float, what: Callable[[], None]) -> None:
+        """Call `what` at a steady rhythm while the lease holds; a slow call delays, never doubles."""
+        while self._holds(lease):
+            began = time.monotonic()
+            self._guarded(lease, what)
+            rest = every_s - (time.monotonic() - began)
+            if lease.lost.wait(max(0.05, min(rest, 1.0))):
+                return
+            while self._holds(lease) and time.monotonic() - began < every_s:
+                lease.lost.wait(min(0.5, max(0.01, every_s - (time.monotonic() - began))))
+
+    def _guarded(self, lease: Lease, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except LeaseLost:
+            metrics.LEASES_LOST.labels(self.cluster).inc()
+            log.warning("lease_lost", cluster=self.cluster)
+        except SQLAlchemyError as error:
+            log.error("database_trouble", cluster=self.cluster, detail=str(error))
+        except BrokerError as error:
+            log.warning(error.code, cluster=self.cluster, detail=error.detail)
+        except Exception:  # a defect must not end the loop that everybody's runs depend on
+            log.exception("worker_defect", cluster=self.cluster)
+            metrics.WORKER_DEFECTS.inc()
+
+    def _renew(self, lease: Lease) -> None:
+        if not leases.renew(self._ctx.db, lease, self._ctx.settings.lease_s):
+            self._woken.set()
+
+    def _poll(self, tracker: Tracker) -> None:
+        tracker.tick()
+        self._woken.set()  # what was seen to end is collected at once
+
+    def _clean(self, lease: Lease) -> None:
+        for run_id in due_for_removal(self._ctx, self.cluster):
+            remove_run_files(self._ctx, self.cluster, lease, run_id)
+        hours = self._ctx.settings.s3.stale_upload_hours
+        self._ctx.objects.abort_stale_uploads(timedelta(hours=hours))
+
+    # ---- dispatching ---------------------------------------------------------------------------------
+
+    def _dispatch(
+        self, pool: ThreadPoolExecutor, lease: Lease, submitter: Submitter, collector: Collector
+    ) -> None:
+        try:
+            runs, jobs = self._due_runs(), self._due_jobs()
+        except SQLAlchemyError as error:
+            log.error("database_trouble", cluster=self.cluster, detail=str(error))
+            return
+        for run_id in runs:
+            self._start(pool, lease, run_id, submitter.advance)
+        for job_id in jobs:
+            self._start(pool, lease, job_id, collector.collect)
+
+    def _start(self, pool: ThreadPoolExecutor, lease: Lease, key: str, what: Callable[[str], None]) -> None:
+        with self._lock:
+            if key in self._busy:
+                return
+            self._busy.add(key)
+
+        def task() -> None:
+            try:
+                if self._holds(lease):
+                    self._guarded(lease, lambda: what(key))
+            finally:
+                with self._lock:
+                    self._busy.discard(key)
+
+        pool.submit(task)
+
+    def _due_runs(self) -> list[str]:
+        """Runs that need something done on the cluster now."""
+        held = select(RunHoldRow.run_id)
+        ready = or_(
+            RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING]),
+            (RunRow.phase == Phase.RELEASING) & RunRow.id.not_in(held),
+            RunRow.cancel_requested_at.is_not(None)
+            & RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING, Phase.ACTIVE]),
+        )
+        due = or_(RunRow.next_try_at.is_(None), RunRow.next_try_at <= utcnow())
+        query = select(RunRow.id).where(RunRow.cluster == self.cluster, ready, due)
+        with self._ctx.db.read() as session:
+            return list(session.scalars(query.order_by(RunRow.id).limit(200)))
+
+    def _due_jobs(self) -> list[str]:
+        """Ended jobs whose results are still on the cluster only."""
+        due = or_(JobRow.store_next_try_at.is_(None), JobRow.store_next_try_at <= utcnow())
+        query = (
+            select(JobRow.id)
+            .join(RunRow, RunRow.id == JobRow.run_id)
+            .where(RunRow.cluster == self.cluster, JobRow.storing == "pending", due)
+        )
+        with self._ctx.db.read() as session:
+            return list(session.scalars(query.order_by(JobRow.ended_at).limit(200)))

@@ -1,0 +1,87 @@
+"""Reading what the submission script answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.errors import Unreachable
+from broker.runs.images import ImageUnavailable, image_source, parse_pull
+from broker.runs.logs import whole_characters
+from broker.runs.submission import back_off, is_transient, parse_submission
+from broker.settings import ClusterSettings
+
+
+def test_a_submission_is_complete_only_when_the_script_says_so_and_the_count_agrees() -> None:
+    assert parse_submission("a 1\nb 2\ncomplete 2\n", "").complete
+    assert not parse_submission("a 1\nb 2\n", "").complete
+    assert not parse_submission("a 1\ncomplete 2\n", "").complete
+
+
+def test_a_login_banner_is_not_taken_for_an_answer() -> None:
+    answer = parse_submission("Welcome to the cluster!\na 1\ncomplete 1\n", "")
+    assert answer.complete
+    assert answer.ids == {"a": 1}
+
+
+def test_a_refusal_carries_slurms_own_words() -> None:
+    answer = parse_submission("a 1\nrefused b 1\n", "sbatch: error: Invalid account\n")
+    assert answer.refused == "b"
+    assert "Invalid account" in answer.complaint
+    assert not is_transient(answer.complaint)
+
+
+def test_a_script_that_is_not_sure_is_neither_complete_nor_refused() -> None:
+    answer = parse_submission("a 1\nunknown b\n", "sbatch: error: Socket timed out\n")
+    assert not answer.complete
+    assert answer.refused is None
+
+
+def test_a_controller_that_is_away_is_a_matter_of_time() -> None:
+    assert is_transient("sbatch: error: Batch job submission failed: Unable to contact slurm controller")
+
+
+def test_waiting_grows_and_is_bounded() -> None:
+    waits = [back_off(tries).total_seconds() for tries in range(12)]
+    assert waits == sorted(waits)
+    assert waits[-1] <= 64
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("python:3.12", ("https", "registry-1.docker.io", "library/python", "3.12")),
+        ("nvcr.io/nvidia/pytorch:25.01", ("https", "nvcr.io", "nvidia/pytorch", "25.01")),
+        ("registry.avatar.io/data-loader:1.0", ("http", "127.0.0.1:5000", "data-loader", "1.0")),
+        ("localhost:5000/x:1", ("https", "localhost:5000", "x", "1")),
+    ],
+)
+def test_a_name_is_found_where_docker_would_look_after_mirrors(name: str, expected: tuple[str, ...]) -> None:
+    cluster = ClusterSettings(
+        registry_mirrors={"registry.avatar.io": "127.0.0.1:5000"}, insecure_registries=("127.0.0.1:5000",)
+    )
+    source = image_source(name, cluster)
+    assert (source.scheme, source.registry, source.repository, source.tag) == expected
+
+
+def test_an_image_that_does_not_exist_and_a_registry_that_is_away_are_told_apart() -> None:
+    with pytest.raises(ImageUnavailable, match="no-such"):
+        parse_pull(["r/no-such:1"], "missing the registry answered: HTTP/1.1 404 Not Found\n")
+    with pytest.raises(Unreachable):
+        parse_pull(["r/x:1"], "unreachable curl: (7) Failed to connect\n")
+
+
+def test_a_pull_script_that_was_cut_off_is_not_taken_for_an_answer() -> None:
+    with pytest.raises(Unreachable):
+        parse_pull(["r/a:1", "r/b:1"], f"ok sha256:{'0' * 64} 12 /i/a.sif\n")
+
+
+def test_a_log_is_cut_between_characters() -> None:
+    text = "손실 0.25 ✓".encode()
+    for length in range(len(text) + 1):
+        kept = whole_characters(text[:length])
+        kept.decode()
+        assert length - len(kept) < 4
+
+
+def test_garbage_in_a_log_is_not_held_back() -> None:
+    assert whole_characters(b"abc\xff") == b"abc\xff" or whole_characters(b"abc\xff\xff\xff\xff") != b""
