@@ -142,6 +142,8 @@ class EmbeddedObjectStore:
             try:
                 endpoint = self.start()
             except BrokerError as error:
+                if self._stopping.is_set():
+                    return
                 log.error("object_store_restart_failed", error=str(error))
                 continue
             if on_restart:

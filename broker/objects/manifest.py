@@ -15,7 +15,15 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from broker.errors import IntegrityError, InvalidRequest
 from broker.objects.names import MAX_KEY_BYTES, encode_name
@@ -29,7 +37,13 @@ def _in_utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
+def _shown(name: object) -> object:
+    """A name that is no UTF-8 (`os.fsdecode` gives it lone surrogates), those bytes written as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(name, str) else name
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Shown = Annotated[str, BeforeValidator(_shown)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
@@ -49,7 +63,7 @@ class StoredFile(_Frozen):
 class RefusedFile(_Frozen):
     """Something that was found and not stored (a link, a device, a name that can't be carried), and why."""
 
-    path: str
+    path: Shown
     why: str = Field(min_length=1)
 
 

@@ -46,6 +46,7 @@ class ObjectStore:
 
     def __init__(self, config: S3Config) -> None:
         self.config = config
+        self._bucket_seen = False
         self._client: S3Client = make_client(config, config.endpoint_url)
         self._signer: S3Client = make_client(config, config.public_url) if config.public_url else self._client
 
@@ -179,9 +180,11 @@ class ObjectStore:
                 if error_code(error) not in ("404", "NoSuchKey"):
                     raise
                 found = None
-            if found is None:  # a HEAD has no body to tell a missing object from a missing bucket
+            if not self._bucket_seen:  # a HEAD has no body to tell a missing object from a missing bucket
                 self._client.head_bucket(Bucket=self.bucket)
-                return None
+                self._bucket_seen = True
+        if found is None:
+            return None
         return StoredObject(
             key=key,
             size=found["ContentLength"],

@@ -100,6 +100,11 @@ def test_damaged_manifest_is_refused_with_the_place_named(change, where):
         Manifest.parse(json.dumps(content).encode())
 
 
+def test_refused_name_that_is_no_text_is_listed_all_the_same():
+    built = manifest([], refused=[RefusedFile(path="caf\udce9", why="its name is not UTF-8")])
+    assert Manifest.parse(built.canonical()).refused[0].path == "caf\\udce9"
+
+
 def test_manifest_with_another_checksum_is_refused():
     built = manifest([stored("a")])
     with pytest.raises(IntegrityError, match="not the one"):
