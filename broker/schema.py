@@ -18,6 +18,7 @@ import broker.api.idempotency
 import broker.audit.tables
 import broker.db.leases
 import broker.identity.tables
+import broker.models.tables
 import broker.pipelines.tables
 import broker.runs.tables  # noqa: F401 - imported for their tables
 from broker.db import Base, Database

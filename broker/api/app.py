@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from broker import __version__
-from broker.api import clusters, health, openapi, problems
+from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.middleware import JSON_LIMIT, RequestScope
-from broker.audit.routes import router as audit_router
 from broker.context import Context
 from broker.identity.passwords import LoginThrottle
 from broker.identity.routes import router as identity_router
 from broker.identity.sessions import Authenticator
 from broker.identity.tokens import TokenSigner, load_key
+from broker.models.routes import router as models_router
 from broker.pipelines.routes import router as pipelines_router
+from broker.pipelines.upload_routes import router as uploads_router
+from broker.runs.routes import router as runs_router
 
 PREFIX = "/api/v1"
 UPLOADS = f"{PREFIX}/uploads"
@@ -57,15 +57,20 @@ def make_app() -> FastAPI:
     )
     problems.install(app)
     app.include_router(health.router)
-    for router in (*_domains(), pipelines_router, identity_router, clusters.router, audit_router):
+    for router in (
+        runs_router,
+        gpu_jobs.router,
+        models_router,
+        pipelines_router,
+        compile.router,
+        uploads_router,
+        clusters.router,
+        identity_router,
+        audit.router,
+    ):
         app.include_router(router, prefix=PREFIX)
     openapi.install(app)
     return app
-
-
-def _domains() -> list[APIRouter]:
-    names = ("broker.runs.routes", "broker.models.routes")
-    return [import_module(name).router for name in names if find_spec(name)]
 
 
 @asynccontextmanager

@@ -99,6 +99,34 @@ def lookup(session: Session, principal: Principal, key: str | None, request_hash
     return StoredAnswer(row.status, row.body)
 
 
+class Replayed(Exception):
+    """Ends a service's transaction: the request was answered before; `answer` is what was said."""
+
+    def __init__(self, answer: StoredAnswer) -> None:
+        super().__init__("answered before")
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class OnceByKey:
+    """The two ends of a service's transaction, for services that do not know HTTP (`runs.service.Once`)."""
+
+    principal: Principal
+    key: str | None
+    fingerprint: str
+    status: int
+
+    def before(self, session: Session) -> None:
+        """End the transaction with the answer that was given to this key before, if there is one."""
+        answer = lookup(session, self.principal, self.key, self.fingerprint)
+        if answer is not None:
+            raise Replayed(answer)
+
+    def after(self, session: Session, view: BaseModel) -> None:
+        """Keep the answer."""
+        remember(session, self.principal, self.key, self.fingerprint, self.status, view)
+
+
 def remember(
     session: Session,
     principal: Principal,

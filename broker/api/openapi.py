@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI). `python -m broker.api.openapi` writes it to `docs/openapi.json`.
+"""The API's description (OpenAPI). `python -m broker.api.openapi` prints it; `docs/openapi.json` keeps it.
 
 FastAPI describes what goes well; here every operation gets the problems it may answer with, its stable id,
 and the spec's schema, which no handler takes as a model (it is parsed by its own reader).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -19,7 +18,6 @@ from broker.api.problems import MEDIA_TYPE, ProblemView
 from broker.api.security import PUBLIC, declared_permission
 from broker.spec import PipelineSpec
 
-FILE: Final = Path("docs/openapi.json")
 DESCRIPTION: Final = """\
 Pipelines of containers, run by Slurm, their results kept in S3.
 
@@ -132,16 +130,10 @@ def as_text(app: FastAPI) -> str:
 
 
 def main() -> None:
-    """Write the file, or with `--check` fail if it is not current."""
+    """Print the document."""
     from broker.api.app import make_app
 
-    text = as_text(make_app())
-    if "--check" in sys.argv[1:]:
-        if not FILE.is_file() or FILE.read_text(encoding="utf-8") != text:
-            sys.exit(f"{FILE} is not current: run `python -m broker.api.openapi`")
-        return
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text, encoding="utf-8")
+    sys.stdout.write(as_text(make_app()))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from broker.runs.states import JobState, Phase, RunState
 from broker.spec import Overrides
+from broker.text import RequestModel
 
 
-class RunRequest(BaseModel):
+class RunRequest(RequestModel):
     """A request to run a stored pipeline (WR-01..04)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     pipeline: str = Field(max_length=200, description="Pipeline id, or the `pipeline_id` of its spec")
     version: int | Literal["latest"] = Field("latest", description="Version number")
@@ -28,10 +27,8 @@ class RunRequest(BaseModel):
     )
 
 
-class RetryRequest(BaseModel):
+class RetryRequest(RequestModel):
     """Which components run again; without a list those that failed. Their descendants always follow."""
-
-    model_config = ConfigDict(extra="forbid")
 
     components: list[str] | None = Field(None, max_length=5000)
 
