@@ -258,14 +258,18 @@ def summarise(session: Session, runs: Sequence[RunRow]) -> list[RunSummary]:
     owners = dict(
         session.execute(
             select(UserRow.id, UserRow.username).where(UserRow.id.in_({run.owner_id for run in runs}))
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     versions = dict(
         session.execute(
             select(PipelineVersionRow.id, PipelineVersionRow.number).where(
                 PipelineVersionRow.id.in_({run.pipeline_version_id for run in runs})
             )
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     common = [c for c in RunSummary.model_fields if c in RunRow.__table__.columns]
     return [

@@ -57,21 +57,28 @@ class Submitted:
 
 
 def parse_submission(stdout: str, stderr: str) -> Submitted:
-    """Read the script's answer: `component id` lines, then one that says how it ended (`submit.sh.j2`)."""
+    """Read the script's answer: `component id` lines, then one that says how it ended (`submit.sh.j2`).
+
+    Only the last line is a verdict: components may be called `complete` or `refused`.
+    """
     ids: dict[str, int] = {}
-    refused, complete, fenced = None, False, False
-    for line in stdout.splitlines():
+    *jobs, verdict = stdout.splitlines() or [""]
+    for line in jobs:
         match line.split():
-            case ["complete", count] if count.isdigit():
-                complete = int(count) == len(ids)
-            case ["refused", component, *_]:
-                refused = component
-            case ["fenced"]:
-                fenced = True
             case [component, number] if number.isdigit():
                 ids[component] = int(number)
             case _:
                 pass  # a login banner, a module's greeting: not ours
+    refused, complete, fenced = None, False, False
+    match verdict.split():
+        case ["complete", count] if count.isdigit():
+            complete = int(count) == len(ids)
+        case ["refused", component, *_]:
+            refused = component
+        case ["fenced"]:
+            fenced = True
+        case _:
+            pass
     complaint = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())
     return Submitted(ids, complete, refused, fenced, complaint)
 

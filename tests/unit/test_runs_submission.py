@@ -30,6 +30,14 @@ def test_a_refusal_carries_slurms_own_words() -> None:
     assert not is_transient(answer.complaint)
 
 
+def test_components_may_be_called_what_the_script_calls_its_verdicts() -> None:
+    answer = parse_submission("complete 1\nrefused 2\nunknown 3\ncomplete 3\n", "")
+    assert answer.ids == {"complete": 1, "refused": 2, "unknown": 3}
+    assert answer.complete
+    assert answer.refused is None
+    assert not parse_submission("refused 1\ncomplete 2\n", "").complete  # killed before its verdict
+
+
 def test_a_script_that_is_not_sure_is_neither_complete_nor_refused() -> None:
     answer = parse_submission("a 1\nunknown b\n", "sbatch: error: Socket timed out\n")
     assert not answer.complete
