@@ -9,7 +9,8 @@ not yet stored. Only then does the database say so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,12 @@ from broker.runs.tracking import read_marker, settle
 
 METRICS_LIMIT = 1 << 20
 """Bytes of `metrics.json` that are read into the database; the file itself is stored whatever its size."""
+
+SIDE_BY_SIDE = 4
+"""Uploads of small files at once: half of the channels that a connection has."""
+
+SMALL = 1 << 20
+"""Bytes below which a file is small."""
 
 OnStored = Callable[[Session, RunRow, JobRow, Manifest], None]
 
@@ -114,7 +121,7 @@ class Collector:
         prefix = f"{prefix}/{job.component}/{job.attempt}.{start.restart}"
         sources, refused = self._survey(host, start, prefix, outputs=job.state == JobState.COMPLETED)
         digests = host.sha256([source.path for source in sources if self._whole(source)])
-        stored = [self._upload(host, source, prefix, digests.get(source.path)) for source in sources]
+        stored = self._upload_all(host, sources, prefix, digests)
         manifest = Manifest.build(
             run=run.id,
             component=job.component,
@@ -128,6 +135,21 @@ class Collector:
             manifest_key(prefix), manifest.canonical(), content_type="application/json"
         )
         return manifest, self._metrics(host, sources), start.outputs
+
+    def _upload_all(
+        self, host: Host, sources: Sequence[Source], prefix: str, digests: Mapping[str, str]
+    ) -> list[StoredFile]:
+        """Small files side by side, since each costs round trips; large ones one by one, since each costs
+        memory (two parts).
+        """
+
+        def upload(source: Source) -> StoredFile:
+            return self._upload(host, source, prefix, digests.get(source.path))
+
+        small = [source for source in sources if source.size < SMALL]
+        large = [source for source in sources if source.size >= SMALL]
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            return [*pool.map(upload, small), *map(upload, large)]
 
     def _start_of(self, job: JobRow) -> Start:
         """The start that counts: by the job's own marker, else (it was killed) its last restart."""

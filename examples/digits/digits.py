@@ -1,10 +1,13 @@
-"""Train a classifier of handwritten digits, one step of a pipeline per call: `digits.py ROLE [--name …]`.
+"""Train a classifier of handwritten digits, one step of a pipeline per call: `digits.py [ROLE] [--name …]`.
 
 - `load` writes `train.npz`, `validation.npz`, `test.npz`: scikit-learn's 1,797 images (8×8), split 60:20:20.
 - `preprocess` writes train and validation scaled to zero mean and unit variance, `scaler.joblib`, and
   hands on `test.npz` as it was.
 - `train` writes `best_model.joblib`, of the epoch with the best validation accuracy; it takes raw pixels.
 - `evaluate` judges that on `test.npz` and writes `confusion.csv` and `report.json`.
+
+Without a role on the command line the name of the pipeline's component decides (`COMPONENT`), so that one
+image serves every step.
 
 A step finds its inputs in `INPUT_DIR/*/` and writes `metrics.json`. The rest is the broker's contract with a
 container: parameters are `--name value` arguments, folders are `OUTPUT_DIR`, `LOG_DIR`, `CHECKPOINT_DIR`;
@@ -262,8 +265,29 @@ ROLES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
+COMPONENTS = {
+    "data-loader": "load",
+    "loader": "load",
+    "preprocessor": "preprocess",
+    "trainer": "train",
+    "evaluator": "evaluate",
+}
+
+
+def role_of(arguments: list[str]) -> str:
+    """The role: the first argument if it is one (it is taken off), else what the component is called."""
+    if arguments and arguments[0] in ROLES:
+        return arguments.pop(0)
+    component = os.environ.get("COMPONENT", "")
+    if component not in COMPONENTS:
+        known = ", ".join(COMPONENTS)
+        raise SystemExit(f"digits: name a role ({', '.join(ROLES)}) or the component one of: {known}")
+    return COMPONENTS[component]
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; what is no parameter of ours is named and otherwise left alone."""
+    role = role_of(arguments)
 
     def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
         def convert(text: str) -> float:
@@ -274,7 +298,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         return convert
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("role", choices=ROLES)
+    parser.set_defaults(role=role)
     parser.add_argument("--output_dir", type=Path, default=Path(os.environ.get("OUTPUT_DIR", "outputs")))
     parser.add_argument("--log_dir", type=Path, default=Path(os.environ.get("LOG_DIR", "logs")))
     parser.add_argument("--batch_size", type=positive(int), default=32, help="images at once")

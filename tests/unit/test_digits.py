@@ -19,8 +19,8 @@ PROGRAM = Path(__file__).resolve().parents[2] / "examples" / "digits" / "digits.
 class Step:
     """One component's folders, laid out as the broker lays them out, and its process."""
 
-    def __init__(self, root: Path, name: str, role: str, **inputs: Step) -> None:
-        self.role = role
+    def __init__(self, root: Path, name: str, role: str | None, **inputs: Step) -> None:
+        self.name, self.role = name, [role] if role else []
         self.folder = root / name
         self.outputs, self.logs = self.folder / "outputs", self.folder / "logs"
         self.progress = self.folder / "progress.json"
@@ -31,6 +31,7 @@ class Step:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         contract = {
+            "COMPONENT": self.name,
             "INPUT_DIR": str(self.folder / "inputs"),
             "OUTPUT_DIR": str(self.outputs),
             "CHECKPOINT_DIR": str(self.folder / "checkpoints"),
@@ -38,7 +39,7 @@ class Step:
         }
         folders = ("--output_dir", str(self.outputs), "--log_dir", str(self.logs))
         return subprocess.Popen(
-            [sys.executable, PROGRAM, self.role, *folders, *arguments],
+            [sys.executable, PROGRAM, *self.role, *folders, *arguments],
             env=os.environ | contract | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -61,12 +62,19 @@ class Step:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Step:
     """The data set, loaded and scaled as the example spec asks (`batch_size` 128)."""
     root = tmp_path_factory.mktemp("prepared")
-    loader = Step(root, "data-loader", "load")
+    loader = Step(root, "data-loader", None)  # as in the example: the component's name decides
     loader.run()
     assert loader.metrics["train"] + loader.metrics["validation"] + loader.metrics["test"] == 1797
     preprocessor = Step(root, "preprocessor", "preprocess", loader=loader)
     preprocessor.run("--batch_size", "128")
     return preprocessor
+
+
+def test_a_component_of_another_name_must_say_its_role(tmp_path: Path) -> None:
+    process = Step(tmp_path, "stage-one", None).start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "name a role" in output
 
 
 def test_preprocessing_honours_batch_size_and_learns_nothing_from_the_test_part(prepared: Step) -> None:
