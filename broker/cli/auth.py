@@ -1,0 +1,121 @@
+"""Logging in, and the own password."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from broker.cli import credentials
+from broker.cli.client import Api
+from broker.cli.credentials import Credential
+from broker.cli.options import Json, api, examples
+from broker.cli.output import emit, fields, message
+from broker.errors import InvalidRequest
+
+PasswordStdin = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
+]
+_EXPIRY_MARGIN = timedelta(seconds=10)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(
+        epilog=examples(
+            "broker login --server https://broker.example.org --username kim",
+            "broker login --username kim --password-stdin < password.txt",
+        )
+    )(login)
+    app.command(epilog=examples("broker logout"))(logout)
+    app.command(epilog=examples("broker whoami", "broker whoami --json"))(whoami)
+    app.command(epilog=examples("broker password"))(password)
+
+
+def login(
+    ctx: typer.Context,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="The broker's address.")
+    ] = None,
+    username: Annotated[str | None, typer.Option("--username", "-u", help="Asked for if left out.")] = None,
+    password_stdin: PasswordStdin = False,
+    as_json: Json = False,
+) -> None:
+    """Log in and keep the token in `~/.config/broker/credentials.json` (0600)."""
+    url = credentials.server_url(server or ctx.find_root().obj)
+    if credentials.is_exposed(url):
+        message(f"{url} is not encrypted: your password can be read on the way. Use https.", style="yellow")
+    name = username or _ask("Username")
+    secret = _stdin_line() if password_stdin else _ask("Password", hidden=True)
+    with Api(url, token=None) as client:
+        answer = client.post("/auth/login", {"username": name, "password": secret})
+    expires = _store(url, name, answer)
+    must_change = bool(answer.get("must_change_password"))
+    emit(
+        {"server": url, "username": name, "expires_at": expires, "must_change_password": must_change},
+        lambda: fields([("Logged in as", name), ("at", url), ("until", f"{expires:%Y-%m-%d %H:%M} UTC")]),
+        as_json=as_json,
+    )
+    if must_change:
+        message(
+            "This password was given to you and works once: choose your own with `broker password`.", "yellow"
+        )
+
+
+def logout(ctx: typer.Context, as_json: Json = False) -> None:
+    """Delete the stored token of the server."""
+    url = credentials.server_url(ctx.find_root().obj)
+    found = credentials.forget(url)
+    told = f"Logged out of {url}." if found else f"There was no token for {url}."
+    emit({"server": url, "logged_out": found}, lambda: told, as_json=as_json)
+
+
+def whoami(ctx: typer.Context, as_json: Json = False) -> None:
+    """Show who you are to the server, and what you may do."""
+    with api(ctx) as client:
+        me: dict[str, Any] = client.get("/auth/me")
+    me["server"] = client.server
+    shown = ("username", "display_name", "role", "tenant", "server", "must_change_password")
+    emit(me, lambda: fields([(key, me.get(key)) for key in shown]), as_json=as_json)
+
+
+def password(ctx: typer.Context, password_stdin: PasswordStdin = False, as_json: Json = False) -> None:
+    """Change your password. From standard input: the old one, then the new one, a line each."""
+    if password_stdin:
+        old, new = _stdin_line(), _stdin_line()
+    else:
+        old = _ask("Present password", hidden=True)
+        new = _ask("New password", hidden=True)
+        if _ask("New password again", hidden=True) != new:
+            raise InvalidRequest("The two new passwords differ; nothing was changed")
+    with api(ctx) as client:
+        answer = client.post("/auth/password", {"old": old, "new": new})
+        name = credentials.find(client.server).username
+    expires = _store(client.server, name, answer)
+    emit(
+        {"changed": True, "expires_at": expires},
+        lambda: "Changed. Every older token is void now; this machine has a new one.",
+        as_json=as_json,
+    )
+
+
+def _store(url: str, username: str, answer: dict[str, Any]) -> datetime:
+    expires = datetime.now(UTC) + timedelta(seconds=float(answer["expires_in"])) - _EXPIRY_MARGIN
+    credentials.store(url, Credential(answer["access_token"], username, expires))
+    return expires
+
+
+def _ask(what: str, *, hidden: bool = False) -> str:
+    if not sys.stdin.isatty():
+        option = "--password-stdin" if hidden else f"--{what.lower()}"
+        raise InvalidRequest(f"{what} is missing and there is no terminal to ask at; use {option}")
+    return str(typer.prompt(what, hide_input=hidden, err=True))
+
+
+def _stdin_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise InvalidRequest("A password was expected on standard input, but it is empty")
+    return line.rstrip("\r\n")
