@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from slurmdev import layout, lifecycle
+from slurmdev import layout
 from slurmdev.lifecycle import Cluster
 from slurmdev.state import ClusterError
 
@@ -47,22 +47,38 @@ def _parser() -> argparse.ArgumentParser:
 
     up = add("up", "start the cluster and wait until it is ready")
     up.add_argument("--suite", choices=tuple(layout.SUITES), help="Debian suite: Slurm 22.05, 24.11 or 26.05")
+    up.add_argument(
+        "--via", choices=("compose", "namespaces"), help="how (default: as before, else compose if it can)"
+    )
     up.add_argument("--no-images", action="store_true", help="don't build and push the sample images")
-    up.add_argument("--die-with-parent", action="store_true", help="stay in the foreground; end with the caller")
+    up.add_argument(
+        "--die-with-parent", action="store_true", help="stay in the foreground; end with the caller"
+    )
     down = add("down", "end the cluster; what it stored stays for the next `up`")
     down.add_argument("--purge", action="store_true", help="delete what it stored as well")
     add("status", "how the cluster is").add_argument("--json", action="store_true", help="for programs")
     execute = add("exec", "run a command inside")
-    execute.add_argument("--user", default="root", choices=("root", *layout.USERS), help="as whom (default: root)")
-    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments")
+    execute.add_argument(
+        "--user", default="root", choices=("root", *layout.USERS), help="as whom (default: root)"
+    )
+    execute.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments"
+    )
     logs = add("logs", "show a daemon's log, or PID 1's")
-    logs.add_argument("daemon", nargs="?", default="init", help="slurmctld, slurmdbd, a100-1, … (default: init)")
+    logs.add_argument(
+        "daemon", nargs="?", default="init", help="slurmctld, slurmdbd, a100-1, … (default: init)"
+    )
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows")
-    reset = add("reset", "end the cluster, forget jobs, accounting and files (ports and keys stay), start it anew")
+    reset = add(
+        "reset", "end the cluster, forget jobs, accounting and files (ports and keys stay), start it anew"
+    )
     reset.add_argument("--suite", choices=tuple(layout.SUITES), help="go on with another suite")
     reset.add_argument("--no-images", action="store_true", help="don't build and push the sample images")
     add("images", "build the sample images if needed and push them to the registry")
-    for name, text in (("fail", "kill a compute node, jobs and all"), ("recover", "start a failed node again")):
+    for name, text in (
+        ("fail", "kill a compute node, jobs and all"),
+        ("recover", "start a failed node again"),
+    ):
         node = add(name, text)
         node.add_argument("what", choices=("node",))
         node.add_argument("target", choices=layout.NODES, metavar="NODE", help=", ".join(layout.NODES))
@@ -80,12 +96,17 @@ def _show_status(cluster: Cluster, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(info, indent=2))
         return
-    print(f"cluster {info['name']}: {info['state']}, Debian {info['suite']}, Slurm {info['slurm_version'] or '?'}")
+    print(
+        f"cluster {info['name']}: {info['state']}, "
+        f"Debian {info['suite']}, Slurm {info['slurm_version'] or '(version unknown yet)'}"
+    )
     if info["state"] != "up":
         return
     ssh = info["ssh"]
-    print(f"  ssh       ssh -p {ssh['port']} -i {ssh['key']} -o UserKnownHostsFile={ssh['known_hosts']} "
-          f"{ssh['user']}@{ssh['host']}")
+    print(
+        f"  ssh       ssh -p {ssh['port']} -i {ssh['key']} -o UserKnownHostsFile={ssh['known_hosts']} "
+        f"{ssh['user']}@{ssh['host']}"
+    )
     print(f"  registry  {info['registry'] or 'none: this suite only schedules'}")
     print(f"  shared    {info['shared']} = {info['host_shared']}")
     answers = {True: "answers", False: "is silent"}
@@ -100,16 +121,19 @@ def _show_logs(cluster: Cluster, daemon: str, *, follow: bool) -> int:
     if not path.exists():
         known = sorted(entry.stem for entry in cluster.way.log_folder().glob("*.log"))
         raise ClusterError(f"no log of {daemon!r}; there are: init {' '.join(known)}")
-    return subprocess.call(["tail", "-n", "+1" if not follow else "100", *(["-F"] if follow else []), str(path)])
+    return subprocess.call(
+        ["tail", "-n", "+1" if not follow else "100", *(["-F"] if follow else []), str(path)]
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     cluster = Cluster(options.name)
     match options.command:
         case "up":
-            if options.die_with_parent:
-                lifecycle.follow_parent()
-            cluster.up(options.suite, with_images=not options.no_images, with_parent=options.die_with_parent)
+            with_images = not options.no_images
+            cluster.up(
+                options.suite, via=options.via, with_images=with_images, with_parent=options.die_with_parent
+            )
         case "down":
             cluster.down(purge=options.purge)
         case "reset":
@@ -124,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
         case "logs":
             return _show_logs(cluster, options.daemon, follow=options.follow)
         case "images":
-            lifecycle.images.publish(cluster)
+            cluster.publish_images()
         case _:
             cluster.control(options.command, options.target)
     return 0

@@ -1,6 +1,6 @@
 """The configuration files of a cluster, as text. Pure: settings and the Slurm version in, files out.
 
-What differs between Slurm releases is named by the constants ``_PREEMPT_PARAMETERS`` and ``_CGROUP_DISABLED``.
+What differs between Slurm releases hangs on the constants ``_PREEMPT_PARAMETERS`` and ``_CGROUP_DISABLED``.
 """
 
 from __future__ import annotations
@@ -97,34 +97,36 @@ def slurm_conf(settings: Settings, version: Version) -> str:
         gpu_tres=",".join(f"gres/gpu:{kind.name}" for kind in layout.KINDS),
     )
     nodes = [
-        f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={settings.ports[node]} CPUs={kind.cpus} "
-        f"Boards=1 SocketsPerBoard=2 CoresPerSocket={kind.cpus // 2} ThreadsPerCore=1 "
+        f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={settings.ports[node]} "
+        f"CPUs={kind.cpus} Boards=1 SocketsPerBoard=2 CoresPerSocket={kind.cpus // 2} ThreadsPerCore=1 "
         f"RealMemory={kind.memory_mib} Gres=gpu:{kind.name}:{kind.gpus} Feature={kind.name} State=UNKNOWN"
         for kind in layout.KINDS
         for node in kind.nodes
     ]
     partitions = ["PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP"] + [
-        f"PartitionName={kind.name} Nodes={','.join(kind.nodes)} MaxTime=INFINITE State=UP" for kind in layout.KINDS
+        f"PartitionName={kind.name} Nodes={','.join(kind.nodes)} MaxTime=INFINITE State=UP"
+        for kind in layout.KINDS
     ]
     preempt = ["PreemptParameters=send_user_signal"] if version >= _PREEMPT_PARAMETERS else []
     return "\n".join([head, *preempt, "", *nodes, "", *partitions, ""])
 
 
 def cgroup_conf(version: Version) -> str:
-    """``cgroup.conf(5)``: no control groups. Older releases can't be told so, but v1's plugin waits to be used."""
+    """``cgroup.conf(5)``: no control groups. Old releases can't be told so; v1's plugin waits to be used."""
     return f"CgroupPlugin={'disabled' if version >= _CGROUP_DISABLED else 'cgroup/v1'}\n"
 
 
 def gres_conf() -> str:
     """``gres.conf(5)``: typed GPUs, each with a device file."""
     return "".join(
-        f"NodeName={','.join(kind.nodes)} Name=gpu Type={kind.name} File={layout.GPU_DEVICES}[0-{kind.gpus - 1}]\n"
+        f"NodeName={','.join(kind.nodes)} Name=gpu Type={kind.name} "
+        f"File={layout.GPU_DEVICES}[0-{kind.gpus - 1}]\n"
         for kind in layout.KINDS
     )
 
 
 def slurmdbd_conf(settings: Settings) -> str:
-    """``slurmdbd.conf(5)``: reaches MariaDB over its Unix socket, as the user it runs as, without a password."""
+    """``slurmdbd.conf(5)``: reaches MariaDB by Unix socket, as the user it runs as, without a password."""
     return f"""\
 AuthType=auth/munge
 DbdHost={layout.LOGIN_HOST}

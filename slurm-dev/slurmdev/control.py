@@ -1,6 +1,6 @@
-"""The commands that reach a running cluster from outside: ``init ctl COMMAND…``, run inside it by ``cluster``.
+"""Commands that reach a running cluster from outside: ``init ctl COMMAND…``, run inside it by ``cluster``.
 
-Each returns what it found as a JSON document on standard output; trouble is one line on standard error and status 1.
+Each prints what it found as a JSON document; trouble is one line on standard error and status 1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from slurmdev import daemons, layout, supervisor
@@ -109,8 +110,7 @@ def _require_node(name: str) -> None:
 
 
 def _settings() -> layout.Settings:
-    with open(f"{layout.DATA}/settings.json", encoding="utf-8") as file:
-        return layout.Settings.from_json(file.read())
+    return layout.Settings.from_json(Path(layout.DATA, "settings.json").read_text(encoding="utf-8"))
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {

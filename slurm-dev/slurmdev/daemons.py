@@ -30,9 +30,9 @@ Probe = Callable[[float], str]
 class Daemon:
     """One daemon: its command in the foreground, its probe, and the seconds it may take to get ready.
 
-    ``own`` is a pattern of process names: only those of its process tree are paused or stopped with it (a paused
-    sshd freezes its sessions, not what people run in them). ``namespace`` marks a compute node: the process is
-    ``unshare``, whose child is PID 1 of the node; killing that one takes every job step with it.
+    ``own`` is a pattern of process names: only those of its process tree are paused or stopped with it (a
+    paused sshd freezes its sessions, not what people run in them). ``namespace`` marks a compute node: the
+    process is ``unshare``, whose child is PID 1 of the node; killing that one takes every job step with it.
     """
 
     name: str
@@ -52,7 +52,12 @@ def launch(daemon: Daemon) -> int:
     """Start the daemon; returns its pid. Standard streams go to its log, nothing else is inherited."""
     with daemon.log.open("ab") as log:
         process = subprocess.Popen(
-            daemon.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(ENVIRONMENT), start_new_session=True
+            daemon.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(ENVIRONMENT),
+            start_new_session=True,
         )
     # Waited for by pid in the supervisor; the object must not complain when it is collected.
     process.returncode = 0
@@ -62,7 +67,9 @@ def launch(daemon: Daemon) -> int:
 def members(daemon: Daemon, pid: int) -> list[int]:
     """The processes to signal when the daemon as a whole is meant, parents first."""
     return [
-        process.pid for process in processes.tree(pid) if process.pid == pid or re.match(daemon.own, process.name)
+        process.pid
+        for process in processes.tree(pid)
+        if process.pid == pid or re.match(daemon.own, process.name)
     ]
 
 
@@ -117,7 +124,7 @@ def _scheduler(_launched: float) -> str:
 
 
 def _node_usable(node: str, launched: float) -> str:
-    """Does slurmctld use the node *and* has it heard from this very slurmd? It remembers states from before."""
+    """Does slurmctld use the node, and has it heard from this very slurmd? It remembers old states."""
     text = answer("scontrol", "--oneliner", "show", "node", node, timeout=5) or ""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
     state, *flags = fields.get("State", "UNKNOWN").split("+")
@@ -158,7 +165,7 @@ def node_daemon(node: str) -> Daemon:
 
     tini is its PID 1: it reaps the step daemons that slurmd leaves behind.
     """
-    inside = f'echo {node} > /proc/sys/kernel/hostname && exec tini -- slurmd -D -N {node}'
+    inside = f"echo {node} > /proc/sys/kernel/hostname && exec tini -- slurmd -D -N {node}"
     return Daemon(
         node,
         ["unshare", "--pid", "--mount-proc", "--uts", "--fork", "--kill-child", "--", "sh", "-c", inside],

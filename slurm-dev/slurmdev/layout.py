@@ -37,7 +37,7 @@ GPU_DEVICES = "/dev/slurm-dev/gpu"
 GPUS_PER_NODE = max(kind.gpus for kind in KINDS)
 
 CLUSTER = "dev"
-"""The name Slurm and its accounting know the cluster by (the same for every suite: recordings stay comparable)."""
+"""The name that Slurm and its accounting know every cluster by (recordings stay comparable)."""
 LOGIN_HOST = "slurm-dev"
 SERVICE_USER = "broker"
 USERS: Mapping[str, int] = {"broker": 2000, "kim": 2001, "park": 2002, "lee": 2003}

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from slurmdev import images, layout, namespaces
+from slurmdev import compose, images, layout, processes
+from slurmdev.compose import Compose
 from slurmdev.layout import Settings
 from slurmdev.namespaces import Namespaces
 from slurmdev.state import ClusterError, State
@@ -26,16 +26,27 @@ class Cluster:
 
     def __init__(self, name: str) -> None:
         self.state = State(name)
-        self.way = Namespaces(self.state)
+        self.way = self._way(self._chosen_before() or Namespaces.name)
 
-    # -- up and down ---------------------------------------------------------------------------------------------
+    # -- up and down
 
-    def up(self, suite: str | None, *, with_images: bool = True, with_parent: bool = False) -> None:
+    def up(
+        self,
+        suite: str | None,
+        *,
+        via: str | None = None,
+        with_images: bool = True,
+        with_parent: bool = False,
+    ) -> None:
         """Bring the cluster up and wait until every node is idle and accounting answers. Safe to repeat.
 
-        ``with_parent``: stays in the foreground, and whatever ends it or its caller ends the cluster.
+        ``via`` is ``compose`` or ``namespaces``; unset: as last time, else compose where a Docker engine
+        answers and can do what is asked. ``with_parent``: stays in the foreground, and whatever ends it or
+        its caller ends the cluster.
         """
-        self.way.check()
+        self._choose_way(via, only_namespaces=with_parent or suite not in (None, "trixie"))
+        if with_parent:
+            processes.die_with_parent(signal.SIGTERM)
         began = time.monotonic()
         waiter: subprocess.Popen[bytes] | None = None
         with self.state.lock():
@@ -49,10 +60,31 @@ class Cluster:
                 waiter = self._start(suite, with_parent=with_parent)
             settings = self.state.settings()
             if with_images and settings.containers:
-                images.publish(self)
-        say(f"cluster {self.state.name} is ready after {time.monotonic() - began:.1f} s: {self.state.info_file}")
+                self.publish_images()
+        took = time.monotonic() - began
+        say(f"cluster {self.state.name} is ready after {took:.1f} s: {self.state.info_file}")
         if with_parent and waiter is not None:
             self._stay(waiter)
+
+    def _choose_way(self, via: str | None, *, only_namespaces: bool) -> None:
+        before = self._chosen_before()
+        if via is None:
+            via = before or (Namespaces.name if only_namespaces or compose.trouble() else Compose.name)
+        if before not in (None, via) and self.way.alive():
+            raise ClusterError(f"cluster {self.state.name!r} is up via {before}; end it first: cluster down")
+        self.way = self._way(via)
+        self.way.check()
+        self.state.folder.mkdir(parents=True, exist_ok=True)
+        self.state.via_file.write_text(via + "\n", encoding="ascii")
+
+    def _chosen_before(self) -> str | None:
+        try:
+            return self.state.via_file.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return None
+
+    def _way(self, name: str) -> Namespaces | Compose:
+        return Compose(self.state) if name == Compose.name else Namespaces(self.state)
 
     def _start(self, suite: str | None, *, with_parent: bool) -> subprocess.Popen[bytes]:
         if self.way.alive():
@@ -85,7 +117,9 @@ class Cluster:
             if not alive:
                 raise ClusterError(f"the cluster did not start:\n{text[shown:].strip()}")
             if time.monotonic() > deadline:
-                raise ClusterError(f"the cluster was not ready within {_UP_DEADLINE_S:.0f} s; see {self.state.folder}")
+                raise ClusterError(
+                    f"the cluster was not ready within {_UP_DEADLINE_S:.0f} s; see {self.state.folder}"
+                )
             time.sleep(0.1)
 
     def _stay(self, waiter: subprocess.Popen[bytes]) -> None:
@@ -109,25 +143,26 @@ class Cluster:
             self.way.stop()
             self.state.info_file.unlink(missing_ok=True)
             if purge:
+                self.way.hand_back()
                 self.state.wipe(keep_identity=False)
 
     def reset(self, suite: str | None) -> None:
-        """Forget every job, account and file; ports and keys stay (unless the suite changes, keys do even then)."""
+        """Forget every job, account and file; ports and keys stay. May change the suite."""
         self.down()
         if self.state.exists:
             with self.state.lock():
                 old = self.state.settings()
+                self.way.hand_back()
                 self.state.wipe(keep_identity=True)
                 if suite and suite != old.suite:
                     changed = Settings(old.name, suite, old.ports, old.listen, old.owner)
                     self.state.settings_file.write_text(changed.to_json(), encoding="utf-8")
 
-    # -- questions -----------------------------------------------------------------------------------------------
+    # -- questions
 
     def is_ready(self) -> bool:
         """Whether the cluster is up and had finished starting."""
-        pid = self.way.pid()
-        return pid is not None and Path(f"/proc/{pid}/root{_READY}").exists()
+        return self.way.ready(_READY)
 
     def status(self) -> dict[str, Any]:
         """``cluster.json`` with the state of this moment: ``state`` is ``up``, ``starting`` or ``down``."""
@@ -153,6 +188,7 @@ class Cluster:
             version = json.loads(self.state.info_file.read_text(encoding="utf-8"))["slurm_version"]
         return {
             "name": settings.name,
+            "via": self.way.name,
             "suite": settings.suite,
             "slurm_version": version,
             "ssh": {
@@ -162,7 +198,7 @@ class Cluster:
                 "key": str(keys / layout.SERVICE_USER),
                 "known_hosts": str(keys / "known_hosts"),
             },
-            "registry": f"127.0.0.1:{settings.ports['registry']}" if settings.containers else None,
+            "registry": images.address(settings),
             "shared": layout.SHARED,
             "host_shared": str(self.state.data / "shared"),
             "nodes": list(layout.NODES),
@@ -173,9 +209,18 @@ class Cluster:
             ],
         }
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    def publish_images(self) -> None:
+        """Put the sample images into the registry."""
+        registry = self._info(self.state.settings())["registry"]
+        if registry is None:
+            raise ClusterError(f"cluster {self.state.name!r} only schedules: its suite has no containers")
+        images.publish(registry, self.run, build_inside=self.way.builds_images_inside)
 
-    def run(self, command: Sequence[str], user: str = "root", **options: Any) -> subprocess.CompletedProcess[Any]:
+    # -- inside
+
+    def run(
+        self, command: Sequence[str], user: str = "root", **options: Any
+    ) -> subprocess.CompletedProcess[Any]:
         """Run a command inside; ``options`` go to ``subprocess.run``."""
         return subprocess.run(self.way.argv(command, user), check=False, **options)
 
@@ -190,11 +235,6 @@ class Cluster:
 
 def _accounts_of(user: str) -> list[str]:
     return [account for account, people in layout.ACCOUNTS.items() if user in people]
-
-
-def follow_parent() -> None:
-    """End with our parent: a SIGTERM from the kernel, and at once when it has ended already."""
-    namespaces.die_with_parent(signal.SIGTERM)
 
 
 def say(text: str) -> None:

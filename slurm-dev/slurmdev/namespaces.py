@@ -1,11 +1,11 @@
 """A cluster in mount, PID, UTS and IPC namespaces of this machine: how it is started, entered and ended.
 
-PID 1 of the PID namespace is ``init``; when it ends, the kernel ends everything in the cluster and drops its mounts.
+PID 1 of the PID namespace is ``init``; when it ends, the kernel ends everything in the cluster and drops its
+mounts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -16,20 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurmdev import processes, rootfs, state
+from slurmdev.inside import as_person
 from slurmdev.layout import DATA
 from slurmdev.state import SOURCE, ClusterError, State
 
-_PR_SET_PDEATHSIG = 1
 _STOP_DEADLINE_S = 60.0
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send us a signal when our parent ends (``PR_SET_PDEATHSIG``, prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+def _die_with_parent() -> None:
+    processes.die_with_parent(signal.SIGKILL)
 
 
 class Namespaces:
     """One cluster run by Linux namespaces. Needs root, ``unshare`` and ``nsenter`` (util-linux)."""
+
+    name = "namespaces"
+    builds_images_inside = False
 
     def __init__(self, cluster: State) -> None:
         self.cluster = cluster
@@ -39,9 +41,13 @@ class Namespaces:
         """Raise :class:`ClusterError` when this machine can't do it."""
         if os.geteuid() != 0:
             raise ClusterError("namespaces need root: run it with sudo")
-        missing = [tool for tool in ("unshare", "nsenter", "mount", "pivot_root") if shutil.which(tool) is None]
+        missing = [
+            tool for tool in ("unshare", "nsenter", "mount", "pivot_root") if shutil.which(tool) is None
+        ]
         if missing:
-            raise ClusterError(f"not installed: {', '.join(missing)} (Debian: apt-get install util-linux mount)")
+            raise ClusterError(
+                f"not installed: {', '.join(missing)} (Debian: apt-get install util-linux mount)"
+            )
 
     def start(self, suite: str, *, with_parent: bool = False) -> subprocess.Popen[bytes]:
         """Start the cluster; returns the process that waits for it. ``with_parent`` ties its life to ours."""
@@ -53,8 +59,8 @@ class Namespaces:
         argv += ["--kill-child"] if with_parent else []
         argv += ["--", str(SOURCE / "enter"), str(tree), str(self.cluster.folder), str(cache), str(SOURCE)]
         with self.cluster.alive_lock.open("a") as alive, self.cluster.init_log.open("wb") as log:
-            # PID 1 inherits this lock and keeps it until it ends: the lock is held exactly while the cluster lives.
-            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # PID 1 inherits this lock: it is held exactly while the cluster lives.
+            fcntl.flock(alive, fcntl.LOCK_EX)
             return subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -62,7 +68,7 @@ class Namespaces:
                 stderr=log,
                 pass_fds=(alive.fileno(),),
                 start_new_session=True,
-                preexec_fn=(lambda: die_with_parent(signal.SIGKILL)) if with_parent else None,
+                preexec_fn=_die_with_parent if with_parent else None,  # noqa: PLW1509 - there is one thread
             )
 
     def alive(self) -> bool:
@@ -80,23 +86,25 @@ class Namespaces:
         """PID 1 of the cluster as this machine knows it; None when it is not (yet, or any more) there."""
         try:
             pid = int(self.cluster.pid_file.read_text(encoding="ascii"))
-            same = os.path.samefile(f"/proc/{pid}/root{DATA}/settings.json", self.cluster.settings_file)
+            same = Path(f"/proc/{pid}/root{DATA}/settings.json").samefile(self.cluster.settings_file)
         except (OSError, ValueError):
             return None
         return pid if same else None
+
+    def ready(self, marker: str) -> bool:
+        """Whether ``init`` has finished starting: it leaves ``marker`` then."""
+        pid = self.pid()
+        return pid is not None and Path(f"/proc/{pid}/root{marker}").exists()
 
     def argv(self, command: Sequence[str], user: str = "root") -> list[str]:
         """The command line that runs a command inside, as somebody, in their home folder."""
         pid = self.pid()
         if pid is None:
-            raise ClusterError(f"cluster {self.cluster.name!r} is not up; start it: cluster up --name {self.cluster.name}")
+            raise ClusterError(
+                f"cluster {self.cluster.name!r} is not up; start it: cluster up --name {self.cluster.name}"
+            )
         enter = ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--pid", "--"]
-        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env", "--"]
-        # The caller's PATH may lack the cluster's folders; --reset-env sets a good one, but setpriv is found by ours.
-        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        term = [f"TERM={os.environ['TERM']}"] if "TERM" in os.environ else []
-        at_home = ["env", path, "LANG=C.UTF-8", *term, "sh", "-c", 'cd; exec "$@"', "sh"]
-        return [*enter, "env", "-i", path, *become, *at_home, *command]
+        return [*enter, *as_person(user), *command]
 
     def stop(self) -> None:
         """End the cluster in good order, or by force when it takes too long; returns when nothing of it lives."""
@@ -115,6 +123,9 @@ class Namespaces:
         for name in ("upper", "work", "root"):
             shutil.rmtree(self.cluster.folder / name, ignore_errors=True)
         self.cluster.pid_file.unlink(missing_ok=True)
+
+    def hand_back(self) -> None:
+        """Nothing to hand back: whoever runs this is root."""
 
     def log_folder(self) -> Path:
         """The daemons' logs, readable whether the cluster is up or down."""

@@ -1,12 +1,16 @@
-"""Processes by their place in the tree of parents, read from ``/proc``."""
+"""Processes by their place in the tree of parents (from ``/proc``), their signals and their end."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: a child only calls into it
 
 
 class Process(NamedTuple):
@@ -31,7 +35,7 @@ def read(pid: int) -> Process | None:
 
 def table() -> list[Process]:
     """Every process of this PID namespace and of those below it."""
-    found = (read(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
+    found = (read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [process for process in found if process is not None]
 
 
@@ -49,15 +53,6 @@ def tree(root: int) -> Iterator[Process]:
             queue.append(child.pid)
 
 
-def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which the process began: with the pid, its identity. None when gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(text[text.rindex(")") + 2 :].split()[19])
-
-
 def send(pid: int, number: signal.Signals) -> bool:
     """Send a signal; False when the process is gone."""
     try:
@@ -65,3 +60,8 @@ def send(pid: int, number: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``, prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -1,18 +1,31 @@
-"""The root file system: built once per suite and provisioning script, kept in the cache, never written afterwards."""
+"""The root file system: built once per suite and provisioning script, kept in the cache, never changed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from slurmdev import state
+from slurmdev import processes, state
 from slurmdev.state import ClusterError
 
 _PROVISION = state.SOURCE / "provision"
+# A build in its own namespaces leaves no mount, and no process when it is cut off (`die_with_parent`).
+_ISOLATED = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--")
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
 _MIRROR = "http://deb.debian.org/debian"
 
 
@@ -43,15 +56,15 @@ def _build(suite: str, target: Path) -> None:
     log.unlink(missing_ok=True)
     ensure_tool("debootstrap")
     print(f"building the {suite} root file system, once (log: {log})", flush=True)
-    _run(["debootstrap", "--variant=minbase", suite, str(building), mirror], log)
+    _run([*_ISOLATED, "debootstrap", "--variant=minbase", suite, str(building), mirror], log)
     print("installing Slurm and the rest into it", flush=True)
     shutil.copy(_PROVISION, building / "provision")
     if Path("/etc/resolv.conf").exists():
         (building / "etc/resolv.conf").unlink(missing_ok=True)
         shutil.copy("/etc/resolv.conf", building / "etc/resolv.conf")
-    inside = 'mount -t proc proc "$1/proc" && mount -t sysfs -o ro sysfs "$1/sys" && exec chroot "$1" /provision "$2"'
+    mounts = 'mount -t proc proc "$1/proc" && mount -t sysfs -o ro sysfs "$1/sys"'
     _run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-c", inside, "sh", str(building), suite],
+        [*_ISOLATED, "sh", "-c", mounts + ' && exec chroot "$1" /provision "$2"', "sh", str(building), suite],
         log,
         DEBIAN_MIRROR=mirror,
     )
@@ -64,7 +77,9 @@ def ensure_tool(name: str) -> None:
     if shutil.which(name) is not None:
         return
     if shutil.which("apt-get") is None:
-        raise ClusterError(f"{name} is not installed, and this machine has no apt-get: install it and try again")
+        raise ClusterError(
+            f"{name} is not installed, and this machine has no apt-get: install it and try again"
+        )
     print(f"installing {name}", flush=True)
     log = state.cache() / f"install-{name}.log"
     _run(["apt-get", "-qq", "update"], log)
@@ -73,11 +88,18 @@ def ensure_tool(name: str) -> None:
 
 def _run(argv: Sequence[str], log: Path, **extra: str) -> None:
     """Run a step of the build; its output goes to the log, whose end is shown when it fails."""
-    passed_on = ("PATH", "HOME", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    environment = {name: os.environ[name] for name in passed_on if name in os.environ}
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment |= {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **extra}
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, check=False)
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            preexec_fn=lambda: processes.die_with_parent(signal.SIGKILL),
+            check=False,
+        )
     if done.returncode != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-        raise ClusterError(f"{argv[0]} failed (status {done.returncode}); the end of {log}:\n{tail}")
+        raise ClusterError(f"{' '.join(argv)} failed (status {done.returncode}); the end of {log}:\n{tail}")

@@ -1,6 +1,6 @@
-"""What a cluster needs before its daemons start: folders, mounts, devices, keys, files, and later its accounts.
+"""What a cluster needs before its daemons start (folders, mounts, devices, keys, files), and its accounts.
 
-Everything may run again on a cluster that has run before: what is there is kept, configuration is written anew.
+All of it may run again on a cluster that has run before: what is there is kept, configuration written anew.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from slurmdev.layout import Settings
 
 _DATA = Path(layout.DATA)
 
-# Folder below DATA → where it is mounted, its owner and mode. Database, spool, homes and shared files outlive a
-# restart and lie on a real file system (Apptainer and MariaDB are happier there than on an overlay).
+# Folder below DATA → where it is mounted, its owner and mode. Database, spool, homes and shared files outlive
+# a restart and lie on a real file system (Apptainer and MariaDB are happier there than on an overlay).
 _FOLDERS = {
     "log": (layout.LOGS, "root", 0o755),
     "mysql": ("/var/lib/mysql", "mysql", 0o700),
@@ -68,9 +68,10 @@ def _folders() -> None:
     _make(layout.RUN, "slurm", 0o755)
     _make("/run/munge", "munge", 0o755)
     _make("/run/mysqld", "mysql", 0o755)
-    if not os.path.lexists("/run/mariadbd"):
+    later = Path("/run/mariadbd")
+    if not later.is_symlink():
         # Where later releases of MariaDB's client library, hence slurmdbd, look for the socket.
-        os.symlink("mysqld", "/run/mariadbd")
+        later.symlink_to("mysqld")
     _make("/run/sshd", "root", 0o755)
     _make("/var/log/munge", "munge", 0o700)
     _make("/var/lib/munge", "munge", 0o700)
@@ -83,13 +84,13 @@ def _folders() -> None:
 
 def _devices() -> None:
     """GPU device files (``/dev/null`` under other names) and a ``/dev/fuse`` that everyone may open."""
-    folder = Path(layout.GPU_DEVICES).parent
-    folder.mkdir(exist_ok=True)
-    wanted = {f"{layout.GPU_DEVICES}{i}": (1, 3) for i in range(layout.GPUS_PER_NODE)} | {"/dev/fuse": (10, 229)}
-    for path, (major, minor) in wanted.items():
-        if not os.path.exists(path):
-            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(major, minor))
-        os.chmod(path, 0o666)
+    Path(layout.GPU_DEVICES).parent.mkdir(exist_ok=True)
+    wanted = {f"{layout.GPU_DEVICES}{i}": (1, 3) for i in range(layout.GPUS_PER_NODE)}
+    for name, (major, minor) in (wanted | {"/dev/fuse": (10, 229)}).items():
+        device = Path(name)
+        if not device.exists():
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(major, minor))
+        device.chmod(0o666)
 
 
 def _homes() -> None:
@@ -108,7 +109,18 @@ def _keys(settings: Settings) -> None:
     for name in ("ssh_host_ed25519_key", *layout.USERS):
         key = folder / name
         if not key.exists():
-            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{name}@{settings.name}", "-f", str(key)]
+            argv = [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"{name}@{settings.name}",
+                "-f",
+                str(key),
+            ]
             subprocess.run(argv, check=True)
         if name in layout.USERS:
             os.chown(key, *settings.owner)
@@ -123,7 +135,9 @@ def _keys(settings: Settings) -> None:
     for user in layout.USERS:
         shutil.copy(folder / f"{user}.pub", authorized / user)
     host_key = (folder / "ssh_host_ed25519_key.pub").read_text(encoding="ascii").rsplit(" ", 1)[0]
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{settings.ports['ssh']} {host_key}\n", encoding="ascii")
+    # By its address on this machine, and by its name among the containers of docker-compose.yml.
+    names = ",".join(f"[{host}]:{settings.ports['ssh']}" for host in ("127.0.0.1", layout.LOGIN_HOST))
+    (folder / "known_hosts").write_text(f"{names} {host_key}\n", encoding="ascii")
 
 
 def _configuration(settings: Settings) -> None:
@@ -148,9 +162,18 @@ def _configuration(settings: Settings) -> None:
 def create_database_files() -> None:
     """Make MariaDB's data folder on first use."""
     if not Path("/var/lib/mysql/mysql").exists():
-        argv = ["mariadb-install-db", "--no-defaults", "--user=mysql", "--datadir=/var/lib/mysql", "--skip-test-db"]
+        argv = [
+            "mariadb-install-db",
+            "--no-defaults",
+            "--user=mysql",
+            "--datadir=/var/lib/mysql",
+            "--skip-test-db",
+        ]
         subprocess.run(
-            [*argv, "--innodb-log-file-size=64M"], check=True, stdout=subprocess.DEVNULL, env=dict(daemons.ENVIRONMENT)
+            [*argv, "--innodb-log-file-size=64M"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=dict(daemons.ENVIRONMENT),
         )
 
 
@@ -175,7 +198,14 @@ def create_accounts() -> None:
     accounts = ",".join(layout.ACCOUNTS)
     commands = [
         ["add", "cluster", layout.CLUSTER],
-        ["add", "account", accounts, f"Cluster={layout.CLUSTER}", "Description=development", "Organization=dev"],
+        [
+            "add",
+            "account",
+            accounts,
+            f"Cluster={layout.CLUSTER}",
+            "Description=development",
+            "Organization=dev",
+        ],
         *(
             ["add", "user", ",".join(people), f"Cluster={layout.CLUSTER}", f"Account={account}"]
             for account, people in layout.ACCOUNTS.items()
@@ -184,7 +214,9 @@ def create_accounts() -> None:
     ]
     for command in commands:
         argv = ["sacctmgr", "--immediate", *command]
-        made = subprocess.run(argv, capture_output=True, text=True, env=dict(daemons.ENVIRONMENT), check=False)
+        made = subprocess.run(
+            argv, capture_output=True, text=True, env=dict(daemons.ENVIRONMENT), check=False
+        )
         # A start that was cut off half-way has done some of this already.
         if made.returncode != 0 and "lready exist" not in made.stdout + made.stderr:
             raise RuntimeError(f"{' '.join(argv)}: {made.stdout}{made.stderr}".strip())

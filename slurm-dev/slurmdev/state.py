@@ -26,15 +26,13 @@ class ClusterError(Exception):
 
 def home() -> Path:
     """Where clusters live: ``$SLURM_DEV_HOME``, or ``slurm-dev`` in the XDG state folder."""
-    chosen = os.environ.get("SLURM_DEV_HOME")
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(chosen or os.path.join(base, "slurm-dev")).absolute()
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(os.environ.get("SLURM_DEV_HOME") or Path(base, "slurm-dev")).absolute()
 
 
 def cache() -> Path:
-    """What clusters share and anyone may delete while none is up: root file systems, images, registry content."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base).absolute() / "slurm-dev"
+    """What clusters share and anyone may delete while none is up: root file systems, images, registry."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "slurm-dev").absolute()
 
 
 @contextlib.contextmanager
@@ -58,6 +56,7 @@ class State:
         self.pid_file = self.folder / "pid"
         self.alive_lock = self.folder / "alive"
         self.init_log = self.folder / "init.log"
+        self.via_file = self.folder / "via"
         self.info_file = self.folder / "cluster.json"
         self.settings_file = self.data / "settings.json"
 
@@ -75,16 +74,20 @@ class State:
         try:
             return Settings.from_json(self.settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ClusterError(f"there is no cluster {self.name!r}; start one: cluster up --name {self.name}") from None
+            raise ClusterError(
+                f"there is no cluster {self.name!r}; start one: cluster up --name {self.name}"
+            ) from None
         except (ValueError, KeyError) as error:
             raise ClusterError(f"{self.settings_file}: {error}") from None
 
     def settle(self, suite: str | None) -> Settings:
-        """Settings to start with: the stored ones, with other ports where somebody has taken ours meanwhile."""
+        """Settings to start with: the stored ones, but other ports where somebody has taken ours."""
         old = self.settings() if self.exists else None
         if old and suite and suite != old.suite:
             remedy = f"cluster reset --name {self.name} --suite {suite}"
-            raise ClusterError(f"cluster {self.name!r} runs {old.suite}, not {suite}; to begin anew: {remedy}")
+            raise ClusterError(
+                f"cluster {self.name!r} runs {old.suite}, not {suite}; to begin anew: {remedy}"
+            )
         with locked(home() / "ports.lock"):
             ports = _choose_ports(dict(old.ports) if old else {}, self._ports_of_others())
             settings = Settings(self.name, suite or (old.suite if old else "trixie"), ports, owner=_owner())
@@ -104,7 +107,7 @@ class State:
         return taken
 
     def wipe(self, *, keep_identity: bool) -> None:
-        """Delete what the cluster did (jobs, accounting, files); with ``keep_identity`` its ports and keys stay."""
+        """Delete what the cluster did (jobs, accounts, files); ``keep_identity`` spares ports and keys."""
         if keep_identity:
             for path in self.data.iterdir():
                 if path.name == "keys" or path == self.settings_file:

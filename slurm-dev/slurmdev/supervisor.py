@@ -1,7 +1,7 @@
-"""PID 1 of a cluster: starts the daemons in order, reaps every orphan, obeys the control socket, stops in order.
+"""PID 1 of a cluster: starts the daemons in order, reaps orphans, obeys the control socket, stops in order.
 
-The loop never waits for anything but events, so that orphans are reaped and signals answered at once; what takes
-time (is the node back? has the daemon ended?) the clients in ``control`` poll for.
+The loop never waits for anything but events, so that orphans are reaped and signals answered at once; what
+takes time (is the node back? has the daemon ended?) the clients in ``control`` poll for.
 
 Nothing is restarted by itself: a daemon that dies stays dead, visibly, until someone asks for it.
 """
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from slurmdev import daemons, layout, processes, setup
-from slurmdev.daemons import Daemon
 from slurmdev.layout import Settings
 
 CONTROL = f"{layout.RUN}/control"
@@ -43,7 +42,7 @@ class Supervisor:
         self.paused: set[str] = set()
         self.stopping = False
 
-    # -- life ----------------------------------------------------------------------------------------------------
+    # -- life
 
     def run(self) -> int:
         """Live as PID 1 until SIGTERM; returns the exit status."""
@@ -113,7 +112,7 @@ class Supervisor:
         with socket.socket(socket.AF_UNIX) as control, selectors.DefaultSelector() as selector:
             Path(CONTROL).unlink(missing_ok=True)
             control.bind(CONTROL)
-            os.chmod(CONTROL, 0o600)
+            Path(CONTROL).chmod(0o600)
             control.listen(16)
             selector.register(control, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
@@ -138,7 +137,9 @@ class Supervisor:
                     del self.pids[name]
                     self.paused.discard(name)
                     code = os.waitstatus_to_exitcode(status)
-                    self.ended[name] = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                    self.ended[name] = (
+                        f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                    )
                     say(f"{name} ended: {self.ended[name]}")
 
     def _stop_all(self) -> None:
@@ -158,7 +159,7 @@ class Supervisor:
                 self._signal(name, signal.SIGKILL)
         say("stopped")
 
-    # -- commands ------------------------------------------------------------------------------------------------
+    # -- commands
 
     def _answer(self, control: socket.socket) -> None:
         connection, _address = control.accept()
