@@ -1,14 +1,23 @@
 """Prometheus metrics: those that DD-14 names, and the broker's own (`broker_…`).
 
-The registry is prometheus-client's global one; each process exposes its own (`/metrics` of the API; the
-worker's when it serves one). With `broker up` API and worker share one process group but not one registry.
+`GET /metrics` shows those of one process; under `broker up`, which sets `PROMETHEUS_MULTIPROC_DIR`, those of
+API and worker together (prometheus-client's multiprocess mode). A gauge then shows who set it last.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _LONG = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 48 * 3600)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -23,12 +32,23 @@ JOB_DURATION: Final = Histogram(
 TRANSFER_DURATION: Final = Histogram(
     "file_transfer_duration_seconds", "Of moving a job's files", ["direction"], buckets=_TRANSFER
 )
-JOBS_ACTIVE: Final = Gauge("gpu_jobs_active", "Jobs that wait or run", ["cluster"])
-CONNECTIONS_ACTIVE: Final = Gauge("cluster_connections_active", "Open channels to a login node", ["cluster"])
+JOBS_ACTIVE: Final = Gauge(
+    "gpu_jobs_active", "Jobs that wait or run", ["cluster"], multiprocess_mode="mostrecent"
+)
+CONNECTIONS_ACTIVE: Final = Gauge(
+    "cluster_connections_active", "Open channels to a login node", ["cluster"], multiprocess_mode="mostrecent"
+)
 USER_JOBS: Final = Counter("user_jobs_total", "Jobs given to Slurm, by user", ["user_id"])
 GPU_HOURS: Final = Counter("gpu_hours_total", "GPUs allocated, times hours", ["cluster", "gpu_type"])
-MODEL_ACCURACY: Final = Gauge("model_final_accuracy", "`accuracy` of a pipeline's newest model", ["pipeline"])
-TRAINING_LOSS: Final = Gauge("training_final_loss", "`loss` of a pipeline's newest model", ["pipeline"])
+MODEL_ACCURACY: Final = Gauge(
+    "model_final_accuracy",
+    "`accuracy` of a pipeline's newest model",
+    ["pipeline"],
+    multiprocess_mode="mostrecent",
+)
+TRAINING_LOSS: Final = Gauge(
+    "training_final_loss", "`loss` of a pipeline's newest model", ["pipeline"], multiprocess_mode="mostrecent"
+)
 
 HTTP_REQUESTS: Final = Counter(
     "broker_http_requests_total", "Requests answered", ["method", "route", "status"]
@@ -40,11 +60,13 @@ RUNS: Final = Counter("broker_runs_total", "Runs that ended, by how", ["cluster"
 SUBMISSION_SECONDS: Final = Histogram(
     "broker_submission_seconds", "From a run's request to its last job id", ["cluster"], buckets=_TRANSFER
 )
-POLL_SECONDS: Final = Histogram(
-    "broker_poll_seconds", "Time of one look at a cluster", ["cluster"], buckets=_TRANSFER
-)
 POLL_FAILURES: Final = Counter("broker_poll_failures_total", "Looks at a cluster that failed", ["cluster"])
-POLL_AGE: Final = Gauge("broker_poll_age_seconds", "Age of what is known of a cluster", ["cluster"])
+POLLED_AT: Final = Gauge(
+    "broker_poll_timestamp_seconds",
+    "When a cluster was last seen, Unix time",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
 OUTCOME_UNKNOWN: Final = Counter(
     "broker_outcome_unknown_total",
     "Side effects whose answer was lost (then looked up, never repeated)",
@@ -64,3 +86,12 @@ SLURM_ERRORS: Final = Counter(
 )
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
+
+
+def exposition() -> bytes:
+    """Everything in Prometheus' text format: of all processes where they share a folder, else of this one."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

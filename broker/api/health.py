@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
+from broker import metrics as figures
 from broker import schema
 from broker.api.security import Ctx, open_to_all, requires_unless
 from broker.db import utcnow
@@ -63,8 +64,8 @@ def readyz(ctx: Ctx, response: Response) -> Readiness:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics() -> Response:
-    """The process's metrics for Prometheus; open to all when `metrics_public` is set."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    """Metrics for Prometheus; open to all when `metrics_public` is set."""
+    return Response(figures.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _database(ctx: Ctx) -> Check:
@@ -78,7 +79,7 @@ def _database(ctx: Ctx) -> Check:
 
 
 def _object_store(ctx: Ctx) -> Check:
-    """As configured: a store that is down makes results late, not the API dead, so nobody waits for it here."""
+    """As configured: a store that is down makes results late, not the API dead; nobody waits for it."""
     return Check(
         ok=True, detail=f"{ctx.objects.config.endpoint_url or 'Amazon S3'}, bucket {ctx.objects.bucket}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -46,9 +47,19 @@ def run_everything(settings: Settings, ready_file: Path | None) -> int:
         listener = stack.enter_context(listen(settings.api.host, settings.api.port))
         embedded = _object_store(settings, stack)
         _prepare(settings.model_copy(update={"s3": settings.s3.model_copy(update=embedded)}), bool(embedded))
-        environment = os.environ | {"BROKER_DATA_DIR": str(settings.data_dir)}
+        environment = os.environ | {
+            "BROKER_DATA_DIR": str(settings.data_dir),
+            "PROMETHEUS_MULTIPROC_DIR": str(_fresh_folder(settings.data_dir / "metrics")),
+        }
         environment |= {f"BROKER_S3__{name.upper()}": str(value) for name, value in embedded.items()}
         return _supervisor(listener, environment, ready_file).run()
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """An empty folder: what an earlier process group counted is of an earlier life."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @contextmanager

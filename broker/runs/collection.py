@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from broker.compiler import ClusterProfile
 from broker.compiler.names import log_dir, log_paths, output_dir
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import Lease
+from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, IntegrityError, InvalidRequest, NotFound, OutcomeUnknown, Unreachable
 from broker.hosts import FileEntry, Host
 from broker.objects import Manifest, RefusedFile, StoredFile
@@ -112,6 +113,11 @@ class Collector:
                 self._finish(job_id, None, None, None, error)
         except BrokerError as error:
             self._finish(job_id, None, None, None, error)
+        except (LeaseLost, SQLAlchemyError):
+            raise
+        except Exception:  # a defect of ours: it is tried again with back-off, and holds up nobody else
+            self._later(job_id, BrokerError("The broker met a defect of its own here; see its log"))
+            raise
         else:
             self._finish(job_id, manifest, values, output_dir, None)
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from broker.compiler import Plan, fence_argv, stage_and_submit_argv, staging_archive
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import Lease
+from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.runs.events import emit
 from broker.runs.planning import encode, load_plan, make_plan
@@ -119,6 +120,11 @@ class Submitter:
             self._postpone(run_id, error)
         except BrokerError as error:
             self._fail(run_id, error)
+        except (LeaseLost, SQLAlchemyError):
+            raise
+        except Exception:  # a defect of ours: the run waits, visibly, and holds up nobody else
+            self._postpone(run_id, BrokerError("The broker met a defect of its own here; see its log"))
+            raise
 
     # ---- steps: each gives True when the next one can follow at once --------------------------------
 

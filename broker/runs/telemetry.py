@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from broker import metrics
@@ -33,6 +34,16 @@ def collecting() -> Iterator[None]:
     """Time the collection of one job's files."""
     with metrics.TRANSFER_DURATION.labels("collect").time():
         yield
+
+
+def polled(cluster: str, taken_at: datetime | None, watched: int = 0, channels: int = 0) -> None:
+    """A cluster was looked at (`taken_at` None: in vain): jobs that live there, channels in use."""
+    if taken_at is None:
+        metrics.POLL_FAILURES.labels(cluster).inc()
+    else:
+        metrics.POLLED_AT.labels(cluster).set(taken_at.timestamp())
+        metrics.JOBS_ACTIVE.labels(cluster).set(watched)
+        metrics.CONNECTIONS_ACTIVE.labels(cluster).set(channels)
 
 
 def submitted(run: RunRow, jobs: int, seconds: float) -> None:

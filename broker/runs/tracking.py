@@ -7,6 +7,7 @@ of its own. When a source does not answer, the tick ends there: what was not see
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -18,7 +19,8 @@ from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Unreachable
+from broker.hosts import SshHost
 from broker.runs.events import emit
 from broker.runs.observation import (
     Known,
@@ -36,10 +38,11 @@ from broker.runs.planning import load_plan
 from broker.runs.service import attempt_jobs, newest_jobs, start_attempt
 from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
 from broker.runs.tables import ClusterRow, JobRow, RunRow
-from broker.runs.telemetry import job_ended, run_ended, slurm_call
+from broker.runs.telemetry import job_ended, polled, run_ended, slurm_call
 from broker.slurm import QueueSnapshot
 
 ENDED = [state for state in JobState if state.ended]
+SACCT_PAUSE_S = 15.0
 SACCT_CHUNK = 500
 """Job ids in one sacct call: far below the argument limit, and one query stays short for slurmdbd."""
 
@@ -50,18 +53,23 @@ class Tracker:
     def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
         self._ctx, self._cluster, self._lease = ctx, cluster, lease
         self._settings = ctx.cluster(cluster)
+        self._sacct_after = 0.0
 
     def tick(self) -> None:
         """Look once. Never raises a `BrokerError`: an unreachable cluster is noted, not failed."""
         try:
             with slurm_call(self._cluster, "poll"):
                 snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
-            watched = self._watched()
-            sightings = self._sightings(watched, snapshot)
         except BrokerError as error:
+            polled(self._cluster, None)
             self._note(error.detail, None)
             return
-        self._note(None, snapshot.taken_at)
+        watched = self._watched()
+        host = self._ctx.host(self._cluster)
+        channels = host.open_channels if isinstance(host, SshHost) else 0
+        polled(self._cluster, snapshot.taken_at, len(watched), channels)
+        sightings, trouble = self._sightings(watched, snapshot)
+        self._note(trouble, snapshot.taken_at)
         self._reap(watched, sightings)
         by_run: dict[str, list[JobRow]] = defaultdict(list)
         for job in watched:
@@ -88,8 +96,14 @@ class Tracker:
         with self._ctx.db.read() as session:
             return list(session.scalars(query))
 
-    def _sightings(self, watched: Sequence[JobRow], snapshot: QueueSnapshot) -> dict[str, Sighting]:
-        """What the sources say, by row id. A job id under another name is a recycled id: not ours."""
+    def _sightings(
+        self, watched: Sequence[JobRow], snapshot: QueueSnapshot
+    ) -> tuple[dict[str, Sighting], str | None]:
+        """What the sources say, by row id, and what stood in the way of asking the later ones.
+
+        Without accounting, what squeue says still counts, and of jobs it has lost nothing is concluded.
+        A job id under another name is a recycled id: not ours.
+        """
         queue = {entry.job_id: entry for entry in snapshot.jobs}
         seen: dict[str, Sighting] = {}
         gone: list[JobRow] = []
@@ -100,19 +114,28 @@ class Tracker:
             elif job.submitted_at is None or job.submitted_at < snapshot.taken_at:
                 gone.append(job)
         ended = [job for job in watched if job.id in seen and seen[job.id].state.ended]
-        accounts = self._accounting([*gone, *ended])
-        for job in ended:  # squeue knows the end but not the exit status
-            exact = accounts.get(job.id)
-            if exact is not None and exact.state.ended:
-                seen[job.id] = exact
-        now = utcnow()
-        deadline = timedelta(seconds=self._settings.unknown_deadline_s)
-        for job in gone:
-            found = accounts.get(job.id) or self._marked(job) or unseen(known(job), now, deadline)
-            seen[job.id] = found
-        return seen
+        try:
+            accounts = self._accounting([*gone, *ended])
+            for job in ended:  # squeue knows the end but not the exit status
+                exact = accounts.get(job.id)
+                if exact is not None and exact.state.ended:
+                    seen[job.id] = exact
+            now = utcnow()
+            deadline = timedelta(seconds=self._settings.unknown_deadline_s)
+            for job in gone:
+                found = accounts.get(job.id) or self._marked(job) or unseen(known(job), now, deadline)
+                seen[job.id] = found
+        except BrokerError as error:
+            return seen, error.detail
+        return seen, None
 
     def _accounting(self, jobs: Sequence[JobRow]) -> dict[str, Sighting]:
+        """sacct's rows by row id. After a failure it is left alone for a while: a try may block for long."""
+        if not jobs:
+            return {}
+        if time.monotonic() < self._sacct_after:
+            raise Unreachable("Accounting did not answer; it is asked again in a moment")
+        self._sacct_after = time.monotonic() + SACCT_PAUSE_S
         found: dict[str, Sighting] = {}
         for start in range(0, len(jobs), SACCT_CHUNK):
             chunk = {job.slurm_job_id: job for job in jobs[start : start + SACCT_CHUNK]}
@@ -122,6 +145,7 @@ class Tracker:
                 job = chunk.get(row.job_id)
                 if job is not None and row.name == job.name:
                     found[job.id] = from_accounting(row)
+        self._sacct_after = 0.0
         return found
 
     def _marked(self, job: JobRow) -> Sighting | None:
