@@ -244,6 +244,7 @@ class Collector:
                     files=manifest.totals.files,
                     bytes=manifest.totals.bytes,
                     refused=len(manifest.refused),
+                    final_metrics=values,
                 )
                 stored(self._cluster, manifest.totals.bytes)
                 if job.state == JobState.COMPLETED:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from broker.compiler import Plan, fence_argv, stage_and_submit_argv, staging_archive
+from broker.compiler.profile import DEFAULT_TIME_S
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
@@ -30,6 +31,9 @@ from broker.slurm import ResultKind
 
 CANCEL_AGAIN = timedelta(seconds=10)
 """A job may be requeued between scancel and its end: a cancelled run is gone over until Slurm agrees."""
+
+EVENT_IDS = 50
+"""Job ids that the event of a submission names; the rest stand with the jobs."""
 
 TRANSIENT_REFUSALS = (
     "Unable to contact slurm controller",
@@ -166,7 +170,8 @@ class Submitter:
                 return True
             submission = session.get_one(SubmissionRow, (run_id, run.attempt))
             submission.submitted_at = now
-            for job in attempt_jobs(session, run_id, run.attempt):
+            jobs = attempt_jobs(session, run_id, run.attempt)
+            for job in jobs:
                 job.slurm_job_id = answer.ids[job.component]
                 job.state, job.submitted_at, job.observed_at = JobState.PENDING, now, now
             hold = session.get(RunHoldRow, (run_id, "submission"))
@@ -174,7 +179,16 @@ class Submitter:
                 session.delete(hold)
             locked.phase = Phase.RELEASING
             locked.tries, locked.next_try_at, locked.trouble = 0, None, None
-            emit(session, locked, "job_submitted", attempt=run.attempt, jobs=len(answer.ids))
+            emit(
+                session,
+                locked,
+                "job_submitted",
+                attempt=run.attempt,
+                jobs=len(jobs),
+                job_ids=[job.slurm_job_id for job in jobs[:EVENT_IDS]],
+                gpu_count=sum(job.resources.get("gpu_count") or 0 for job in jobs),
+                estimated_duration_s=sum(job.resources.get("time_s") or DEFAULT_TIME_S for job in jobs),
+            )
         submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         return True
 

@@ -266,7 +266,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
     if seen.state is JobState.UNKNOWN and before is not JobState.UNKNOWN:
         emit(session, run, "job_unknown", **about)
     if seen.state.occupies_nodes and not before.occupies_nodes:
-        emit(session, run, "job_started", **about, nodes=job.nodes)
+        emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=f"{run.id}/{job.component}")
     if seen.state.ended:
         job.storing = "pending" if job.started_at is not None else "none"
         if seen.state is JobState.COMPLETED:
