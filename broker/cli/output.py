@@ -210,7 +210,7 @@ def problems_table(problems: Sequence[Problem]) -> RenderableType:
     for problem in problems:
         head = Text(harmless(problem.pointer or "(whole document)"), style="bold")
         head.append(f"  {harmless(str(problem.code))}", style="bright_black")
-        parts += [head, Padding(Text(harmless(problem.detail)), (0, 0, 0, 2))]
+        parts += [head, Padding(Text(harmless(problem.detail)), (0, 0, 0, 2), expand=False)]
     return Group(*parts)
 
 
@@ -224,7 +224,7 @@ def report(error: BrokerError, *, as_json: bool) -> None:
     headline.append(harmless(error.detail), style="not bold default")
     console.print(headline, soft_wrap=True)
     if error.problems:
-        console.print(Padding(problems_table(error.problems), (0, 0, 0, 2)))
+        console.print(Padding(problems_table(error.problems), (0, 0, 0, 2), expand=False))
     if remedy := remedy_for(error):
         console.print(Text(remedy, style="bright_black"), soft_wrap=True)
 
