@@ -123,6 +123,10 @@ def _no_nul(text: str) -> str:
 
 
 def _env_value(value: Any) -> Any:
+    if isinstance(value, str) and "\r" in value:  # Apptainer 1.4 drops it on the way into the container
+        raise _fault(
+            Code.FORBIDDEN_CHARACTER, f"{shown(value)} holds a carriage return; remove it or use params"
+        )
     if isinstance(value, dict) and "secret_ref" in value:
         raise _fault(
             Code.SECRET_REF_UNSUPPORTED,
