@@ -102,7 +102,10 @@ class _Picture:
 
 @dataclass
 class LogReader:
-    """One log of one component from where reading has come to. `attempt` None: the newest."""
+    """One log of one component from where reading has come to (a negative `offset`: so far from the end).
+
+    `attempt` None: the newest.
+    """
 
     api: Api
     run_id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,10 @@ def metrics(values: dict[str, Any] | None, most: int = 4) -> str:
     return " ".join(f"{key}={value:.4g}" for key, value in numbers[:most])
 
 
+def _short(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
 def _detail(found: dict[str, Any]) -> Group:
     files = [("output", one) for one in found["artifacts"]] + [("log", one) for one in found["logs"]]
     return Group(
@@ -117,7 +122,7 @@ def _detail(found: dict[str, Any]) -> Group:
                 ("created", when(found["created_at"])),
                 ("size", f"{size(found['size'])} in {found['files']} files"),
                 ("metrics", metrics(found["metrics"], most=1000)),
-                ("trained with", ", ".join(f"{key}={value}" for key, value in found["training"].items())),
+                *((key.replace("_", " "), _short(value)) for key, value in found["training"].items()),
                 ("manifest", f"{found['manifest_key']}  sha256 {found['manifest_sha256']}"),
             ]
         ),

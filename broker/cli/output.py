@@ -223,7 +223,7 @@ def report(error: BrokerError, *, as_json: bool) -> None:
     headline = Text(f"{error.title}: ", style="bold red")
     headline.append(harmless(error.detail), style="not bold default")
     console.print(headline, soft_wrap=True)
-    if error.problems:
+    if [problem.detail for problem in error.problems] not in ([], [error.detail]):
         console.print(Padding(problems_table(error.problems), (0, 0, 0, 2), expand=False))
     if remedy := remedy_for(error):
         console.print(Text(remedy, style="bright_black"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -235,7 +236,7 @@ def scripts(jobs: list[dict[str, Any]]) -> RenderableType:
                 f"── {harmless(job['component'])}" + (f"  after {after}" if after else ""), style="bold cyan"
             )
         )
-        parts.append(Text(harmless("sbatch " + " ".join(job["sbatch_args"])), style="bright_black"))
+        parts.append(Text(harmless(shlex.join(["sbatch", *job["sbatch_args"]])), style="bright_black"))
         parts.append(Syntax(job["script"], "bash", background_color="default", word_wrap=True))
     return Group(*parts)
 

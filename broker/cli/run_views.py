@@ -122,7 +122,7 @@ def why(job: Json) -> str:
     """Why a job is where it is, in a phrase."""
     if job["state"] == "UPSTREAM_FAILED" and job["culprit"]:
         return f"{job['culprit']} failed"
-    parts = [job["reason"] or ""]
+    parts = ["" if job["state"] == _ENDED_WELL else job["reason"] or ""]
     if job["signal"]:
         parts.append(f"signal {job['signal']}")
     elif job["exit_code"]:
@@ -183,6 +183,6 @@ def changes(before: Json | None, after: Json) -> list[str]:
             reason = why(job)
             number = f" [{job['slurm_job_id']}]" if job["slurm_job_id"] else ""
             lines.append(f"{job['component']}{number}: {job['state']}" + (f" ({reason})" if reason else ""))
-        elif was["stored"] != job["stored"] and job["stored"] in ("stored", "failed"):
+        if (was["stored"] if was else "none") != job["stored"] and job["stored"] in ("stored", "failed"):
             lines.append(f"{job['component']}: results {_results(job)}")
     return lines

@@ -226,7 +226,7 @@ def logs(
     slurm: Annotated[bool, typer.Option("--slurm", help="Slurm's own log of the job.")] = False,
     attempt: Attempt = None,
     tail: Annotated[
-        int | None, typer.Option("--tail", min=0, metavar="BYTES", help="Begin this far from the end.")
+        int | None, typer.Option("--tail", min=1, metavar="BYTES", help="Begin this far from the end.")
     ] = None,
     interval: Interval = 1.0,
     as_json: Json = False,
@@ -234,8 +234,7 @@ def logs(
     """Print a component's log, while it runs or afterwards."""
     stream = "slurm" if slurm else "error" if error else "output"
     with api(ctx) as client:
-        start = _tail_start(client, run, component, stream, attempt, tail)
-        reader = following.LogReader(client, run, component, stream, attempt, offset=start)
+        reader = following.LogReader(client, run, component, stream, attempt, offset=-(tail or 0))
         if follow and not as_json:
             following.follow_log(reader, interval)
             return
@@ -359,16 +358,6 @@ def _wait(
     message(run_views.verdict(found), style="green" if good else "red")
     if not good:
         raise typer.Exit(RUN_NOT_SUCCEEDED)
-
-
-def _tail_start(
-    client: Api, run: str, component: str, stream: str, attempt: int | None, tail: int | None
-) -> int:
-    if tail is None:
-        return 0
-    path = f"/runs/{run}/components/{component}/logs"
-    now = client.get(path, attempt=attempt, stream=stream, offset=0, limit=1)
-    return max(0, int(now["size"]) - tail)
 
 
 def _print_events(client: Api, run: str, seen: int, *, as_json: bool) -> int:
