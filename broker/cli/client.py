@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 class Api:
     """One server, one connection pool. Paths are below `/api/v1` unless they begin with `//`."""
+
+    pauses_s: Sequence[float] = _PAUSES_S
+    """Before each repetition of a request whose answer was lost."""
 
     def __init__(self, server: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
         self.server = server
@@ -102,7 +105,9 @@ class Api:
                 payload, sent = {"content": content}, {**headers, "Content-Type": "application/json"}
             return self._answer(self._send(method, path, headers=sent, **payload))
 
-        return patiently(once, again=(Unreachable, OutcomeUnknown)) if repeatable else once()
+        if not repeatable:
+            return once()
+        return patiently(once, again=(Unreachable, OutcomeUnknown), pauses_s=self.pauses_s)
 
     def _send(
         self,
@@ -137,7 +142,7 @@ def patiently(
     act: Callable[[], T],
     *,
     again: tuple[type[BrokerError], ...] = (Unreachable,),
-    pauses_s: tuple[float, ...] = _PAUSES_S,
+    pauses_s: Sequence[float] = _PAUSES_S,
     sleep: Callable[[float], object] = time.sleep,
 ) -> T:
     """Do it, and on errors that time mends do it again after a pause (the server's own wish comes first)."""

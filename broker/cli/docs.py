@@ -32,17 +32,17 @@ $ broker run outputs run-1m7yk7h67jtj8nfp --download results/
 $ broker models list
 ```
 
-**For people and for programs.** Answers go to standard output: tables, or with `--json` one JSON document (the
-API's own; streams print one a line). Progress, messages and errors go to standard error; with `--json` an error
-is a problem document (RFC 9457) there. `--help` after any command shows its options and examples.
+**For people and for programs.** Answers go to standard output: tables, or with `--json` one JSON document
+(the API's own; streams print one a line). Progress, messages and errors go to standard error; with `--json`
+an error is a problem document (RFC 9457) there. `--help` after any command shows its options and examples.
 
-**Which server.** `--server URL` before the command, else `BROKER_SERVER`, else the server of the last login, else
-`http://127.0.0.1:8080`. **Which token.** `BROKER_TOKEN`, else the one that `broker login` keeps in
+**Which server.** `--server URL` before the command, else `BROKER_SERVER`, else the server of the last login,
+else `http://127.0.0.1:8080`. **Which token.** `BROKER_TOKEN`, else the one that `broker login` keeps in
 `~/.config/broker/credentials.json` (0600; below `XDG_CONFIG_HOME` if that is set).
 
-**Repeating is safe.** Commands that ask for a run send a new `Idempotency-Key` and repeat the request when the
-answer was lost; give `--idempotency-key KEY` yourself to make a whole script repeatable. Waiting survives a
-restart of the broker. Downloads are checked by SHA-256, go on where they broke off, and skip what is there.
+**Repeating is safe.** Commands that ask for a run send a new `Idempotency-Key` and repeat the request when
+the answer was lost; give `--idempotency-key KEY` yourself to make a whole script repeatable. Waiting survives
+a restart of the broker. Downloads are checked by SHA-256, go on where they broke off, and skip what is there.
 
 """
 _STATUS_ROWS: Final = (

@@ -46,6 +46,7 @@ STATE_STYLE = {
     "INTENDED": "bright_black",
 }
 _BAD_STYLE = "red"
+_BAD_STATE = re.compile(r"([A-Z]+_)?(FAIL|FAILED|TIMEOUT|DEADLINE)|OUT_OF_MEMORY")
 
 
 def stdout() -> Console:
@@ -123,7 +124,7 @@ def state_style(state: str) -> str:
     """The colour of a state; "" for any other text."""
     if state in STATE_STYLE:
         return STATE_STYLE[state]
-    return _BAD_STYLE if re.fullmatch(r"[A-Z]+_?[A-Z_]*(FAIL|FAILED|TIMEOUT|MEMORY|DEADLINE)", state) else ""
+    return _BAD_STYLE if _BAD_STATE.fullmatch(state) else ""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> RenderableType:

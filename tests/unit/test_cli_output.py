@@ -1,0 +1,89 @@
+"""Text for people, JSON for programs, and nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from broker.cli import output
+from broker.errors import Denied, InvalidSpec, LimitReached, Problem, Unauthenticated
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\x00\u202eb"
+
+
+@given(st.text())
+def test_no_control_character_reaches_a_terminal(text: str) -> None:
+    shown = output.harmless(text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", shown)
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs"])))
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert output.harmless(text) == text
+
+
+def test_logs_keep_colours_and_carriage_returns_only() -> None:
+    assert output.harmless_log("\x1b[31mred\x1b[0m 50%\r100%\n") == "\x1b[31mred\x1b[0m 50%\r100%\n"
+    assert "\x1b" not in output.harmless_log("\x1b[2J\x1b]0;t\x07")
+
+
+def test_markup_in_names_is_text() -> None:
+    console = Console(width=80, record=True, markup=False)
+    console.print(output.table(("NAME",), [("[red]x[/red] :smile: " + HOSTILE,)], empty=""))
+    assert "[red]x[/red] :smile:" in console.export_text()
+
+
+def test_a_table_in_a_pipe_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "n" * 150
+    output.emit([], lambda: output.table(("A", "B"), [(name, "x" * 60)], empty=""), as_json=False)
+    assert name in capsys.readouterr().out
+
+
+def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    output.emit({"at": datetime(2024, 1, 1, tzinfo=UTC), "name": "한"}, lambda: "text", as_json=True)
+    out = capsys.readouterr().out
+    assert json.loads(out)["name"] == "한" and "한" in out
+
+
+def test_an_error_says_every_problem_and_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [Problem("/name", "missing_field", "name it"), Problem("", "not_json", "mend the text")]
+    output.report(InvalidSpec("two problems", problems=problems), as_json=False)
+    told = capsys.readouterr().err
+    for part in ("Invalid pipeline spec: two problems", "/name", "missing_field", "name it", "mend the text"):
+        assert part in told
+
+
+def test_an_error_for_a_program_is_a_problem_document(capsys: pytest.CaptureFixture[str]) -> None:
+    output.report(InvalidSpec("bad", problems=[Problem("/a", "c", "d")]), as_json=True)
+    document = json.loads(capsys.readouterr().err)
+    assert document == {
+        "title": "Invalid pipeline spec",
+        "status": 422,
+        "detail": "bad",
+        "code": "invalid_spec",
+        "errors": [{"pointer": "/a", "code": "c", "detail": "d"}],
+    }
+
+
+def test_each_error_names_who_can_mend_it() -> None:
+    assert "broker login" in output.remedy_for(Unauthenticated("no token"))
+    assert "in 7 s" in output.remedy_for(LimitReached("slow down", retry_after_s=7))
+    assert "administrator" in output.remedy_for(Denied("not yours"))
+
+
+def test_durations_of_what_goes_on_count_to_now() -> None:
+    now = datetime(2024, 1, 1, 1, 0, 5, tzinfo=UTC)
+    assert output.duration("2024-01-01T00:00:00Z", None, now) == "01:00:05"
+    assert output.duration(None, None) == ""
+
+
+def test_every_failed_state_is_coloured() -> None:
+    for state in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "FAILED", "DEADLINE"):
+        assert output.state_style(state) == "red"
+    assert output.state_style("v100-1") == ""
