@@ -75,9 +75,11 @@ def _cycles(edges: Sequence[tuple[str | None, str | None]]) -> Iterator[Problem]
     graph: Graph[str] = nx.DiGraph(places.keys())
     for knot in sorted(map(sorted, nx.strongly_connected_components(graph))):
         if len(knot) > 1:
-            path = [edge[0] for edge in nx.find_cycle(graph.subgraph(knot), knot[0])]
+            circle = [(edge[0], edge[1]) for edge in nx.find_cycle(graph.subgraph(knot), knot[0])]
+            last = max(range(len(circle)), key=lambda index: places[circle[index]])  # written last, so blamed
+            path = [target for _, target in circle[last:] + circle[:last]]
             yield Problem(
-                pointer(("workflow", places[path[-1], path[0]])),
+                pointer(("workflow", places[circle[last]])),
                 Code.CYCLE,
                 f"components wait for each other: {_route([*path, path[0]])}; remove one of these edges",
             )

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -231,12 +230,11 @@ GpuType = Annotated[
 RegistryName = Annotated[
     str,
     _matching(
-        r"(?:(?=.{1,255}$)[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
+        r"(?=.{1,255}$)(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
         r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*",
         Code.BAD_IMAGE,
         'write registry and name, no "docker://" and no tag, for example "registry.example.org/trainer"',
     ),
-    Field(max_length=255),
 ]
 ImageTag = Annotated[
     str,
@@ -443,11 +441,14 @@ def _instant(value: Any) -> Any:
     if isinstance(value, datetime):
         return value
     try:
-        return datetime.fromisoformat(value)
+        instant = datetime.fromisoformat(value)
     except (TypeError, ValueError):
+        instant = None
+    if instant is None or instant.tzinfo is None:
         raise _fault(
-            Code.BAD_VALUE, f'{shown(value)} is no time; write it as "2026-02-09T09:00:00Z"'
-        ) from None
+            Code.BAD_VALUE, f'{shown(value)} is no time with a zone; write it as "2026-02-09T09:00:00Z"'
+        )
+    return instant
 
 
 class PipelineSpec(_Model):
@@ -466,7 +467,7 @@ class PipelineSpec(_Model):
     ]
     workflow: Annotated[tuple[Edge, ...], Field(strict=False, max_length=MAX_EDGES)] = ()
     storage: Storage | None = None
-    created_at: Annotated[AwareDatetime, BeforeValidator(_instant)] | None = None
+    created_at: Annotated[datetime, BeforeValidator(_instant)] | None = None
     test_run_ref: Reference | None = None
 
     def component(self, name: str) -> Component:

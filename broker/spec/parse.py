@@ -40,10 +40,7 @@ _CODES = {
     "greater_than_equal": Code.OUT_OF_RANGE,
     "less_than_equal": Code.OUT_OF_RANGE,
     "int_parsing_size": Code.OUT_OF_RANGE,
-    "timezone_aware": Code.BAD_VALUE,
 }
-
-_OUR_CODES = frozenset(Code)
 
 _NEEDED = {
     "string_type": "a text",
@@ -56,6 +53,12 @@ _NEEDED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
     "invalid-json-value": "a JSON value",
+}
+
+_BOUNDS = {
+    "too_long": "must have {max_length} items at most",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
 }
 
 _FIELDS: Mapping[str, Sequence[type[BaseModel]]] = {
@@ -116,7 +119,7 @@ def _problem(
     field = shown(str(place[-1])) if place else "the document"
     kind, given = error["type"], shown(error["input"])
     code = _CODES.get(kind, Code.BAD_VALUE)
-    if kind in _OUR_CODES:
+    if "detail" in error.get("ctx", {}) or kind == Code.BAD_VALUE:  # raised by the models themselves
         code, detail = Code(kind), error["msg"]
     elif kind == "missing":
         detail = f"the field {field} is missing; add it"
@@ -130,6 +133,8 @@ def _problem(
         detail = f"{field} can't be {given}; it is one of {error['ctx']['expected']}"
     elif code is Code.FORBIDDEN_CHARACTER:
         detail = f"{given} is not Unicode text; remove half surrogate pairs"
+    elif kind in _BOUNDS:
+        detail = f"{field} {_BOUNDS[kind].format(**error['ctx'])}, not {given}"
     else:
         detail = f"{field}: {printable(error['msg'])}; it is {given}"
     return Problem(pointer(place), code, detail)
