@@ -233,14 +233,13 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         """End the children one after the other; a second signal kills what is left."""
-        patience = self._signals
         for name in self._stop_order:
             running = self._running.get(name)
             if running is None:
                 continue
             running.process.terminate()
             deadline = time.monotonic() + running.child.grace_s
-            while name in self._running and self._signals <= max(1, patience) and time.monotonic() < deadline:
+            while name in self._running and self._signals < 2 and time.monotonic() < deadline:
                 self._pump(max(0.0, deadline - time.monotonic()))
             if name in self._running:
                 self.say(f"{name} did not end in time; killing it")

@@ -80,7 +80,8 @@ def test_a_script_follows_the_overrides(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_script_follows_the_clusters_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broker.toml").write_text(
-        '[clusters.main]\nbase_path = "/lustre/jobs"\npartition = "batch"\ngpu_types = { A100 = "a100_80g" }\n'
+        '[clusters.main]\nbase_path = "/lustre/jobs"\npartition = "batch"\n'
+        'gpu_types = { A100 = "a100_80g" }\n'
     )
     assert main(["pipeline", "script", str(EXAMPLE), "--json"]) == 0
     words = json.loads(capsys.readouterr().out)["jobs"][2]["sbatch_args"]
