@@ -44,7 +44,12 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
     last: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,  # the rich one prints locals: secrets
+            )
+        ]
     )
     structlog.configure(
         processors=[

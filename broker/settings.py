@@ -20,7 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, InvalidRequest, Problem
 
 SecretFile = Annotated[Path, Field(description="A file with the secret, readable by its owner alone (0600)")]
 
@@ -181,6 +181,10 @@ class Settings(BaseSettings):
     def cluster_name(self, wanted: str | None) -> str:
         """The cluster of a run: the one it names, else the default, else the only one."""
         only = next(iter(self.clusters)) if len(self.clusters) == 1 else None
+        if wanted is not None and wanted not in self.clusters:
+            known = ", ".join(self.clusters) or "none is configured"
+            detail = f"There is no cluster {wanted!r}; known: {known}"
+            raise InvalidRequest(detail, problems=[Problem("/cluster", "unknown_cluster", detail)])
         name = wanted or self.default_cluster or only
         if name is None:
             raise ConfigurationError(

@@ -74,7 +74,7 @@ def one_line(text: str) -> str:
     return text
 
 
-Line = Annotated[str, StringConstraints(max_length=500), AfterValidator(one_line)]
+Line = Annotated[str, StringConstraints(max_length=128), AfterValidator(one_line)]
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True), AfterValidator(one_line)
 ]

@@ -1,4 +1,4 @@
-"""The API as tests use it: a real database file (or PostgreSQL), real accounts, requests through the whole stack."""
+"""The API as tests use it: a real database, real accounts, requests through the whole stack."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from broker.identity import SYSTEM, Role
 from broker.identity.passwords import hash_password
 from broker.identity.schemas import UserCreate
 from broker.identity.service import create_user
+from broker.logging import configure_logging
 from broker.objects import ObjectStore, S3Config
 from broker.settings import Settings
+
+configure_logging("json", "error")
 
 PASSWORD = "correct-horse-battery"
 NOBODY = S3Config(

@@ -10,7 +10,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
@@ -94,6 +94,10 @@ def as_broker_error(error: Exception) -> BrokerError | None:
         return _of_http(error)
     if isinstance(error, StaleDataError | IntegrityError):
         return Conflict("It changed while the request was under way: read it again, then decide")
+    if isinstance(error, DataError):
+        return InvalidRequest(
+            "A value in the request does not fit: it is too long, too large or can't be stored"
+        )
     if isinstance(error, OperationalError | PoolTimeout) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     ):

@@ -172,7 +172,7 @@ def _warnings(spec: PipelineSpec) -> list[SpecProblem]:
 
 def _views(session: Session, rows: list[PipelineRow]) -> list[PipelineView]:
     owners = select(UserRow.id, UserRow.username).where(UserRow.id.in_({row.owner_id for row in rows}))
-    names = dict(session.execute(owners).tuples().all())
+    names: dict[str, str] = dict(iter(session.execute(owners)))
     return [
         PipelineView(
             id=row.id,
