@@ -147,7 +147,7 @@ def _receive(
                 raise IntegrityError(
                     f"{download.target.name}: the object store ignores ranges; delete the .part file"
                 )
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():  # as it comes: what a chunk size gathers is lost with the rest
                 stream.write(chunk)
                 digest.update(chunk)
                 have += len(chunk)
