@@ -37,7 +37,7 @@ SlurmctldPidFile=/run/slurm-dev/slurmctld.pid
 SlurmdPidFile=/run/slurm-dev/slurmd-%n.pid
 SlurmctldSyslogDebug=quiet
 SlurmdSyslogDebug=quiet
-LogTimeFormat=iso8601_ms
+LogTimeFormat=iso8601_ms,format_stderr
 MailProg=/bin/true
 
 # A node that falls silent is down after 20 s, and back as soon as it answers.
@@ -136,7 +136,7 @@ SlurmUser=slurm
 CommunicationParameters=NoInAddrAny
 PidFile=/run/slurm-dev/slurmdbd.pid
 DebugLevelSyslog=quiet
-LogTimeFormat=iso8601_ms
+LogTimeFormat=iso8601_ms,format_stderr
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=slurm

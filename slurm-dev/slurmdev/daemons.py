@@ -107,10 +107,19 @@ def slurm_version() -> str:
     return (answer("slurmctld", "-V") or "slurm unknown").split()[-1]
 
 
+def _nodes(timeout: float) -> dict[str, dict[str, str]]:
+    """Node → its fields by ``scontrol show node``; empty when slurmctld is silent.
+
+    Not ``sinfo``: that may show a dead node as allocated for minutes after slurmctld has noticed its death.
+    """
+    text = answer("scontrol", "--oneliner", "show", "node", timeout=timeout) or ""
+    lines = (dict(word.split("=", 1) for word in line.split() if "=" in word) for line in text.splitlines())
+    return {fields["NodeName"]: fields for fields in lines if "NodeName" in fields}
+
+
 def node_states(timeout: float = 5) -> dict[str, str]:
-    """Node → state as ``sinfo`` words it (``idle``, ``mixed``, ``down*``); empty when slurmctld is silent."""
-    text = answer("sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T", timeout=timeout) or ""
-    return dict(line.split(None, 1) for line in text.splitlines())
+    """Node → state (``idle``, ``mixed``, ``down+not_responding``); empty when slurmctld is silent."""
+    return {name: fields["State"].lower() for name, fields in _nodes(timeout).items()}
 
 
 def accounting_complaint(timeout: float = 5) -> str:
@@ -125,8 +134,7 @@ def _scheduler(_launched: float) -> str:
 
 def _node_usable(node: str, launched: float) -> str:
     """Does slurmctld use the node, and has it heard from this very slurmd? It remembers old states."""
-    text = answer("scontrol", "--oneliner", "show", "node", node, timeout=5) or ""
-    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    fields = _nodes(timeout=5).get(node, {})
     state, *flags = fields.get("State", "UNKNOWN").split("+")
     if state not in ("IDLE", "MIXED", "ALLOCATED") or "NOT_RESPONDING" in flags:
         return f"it is {fields.get('State', 'unknown')} ({fields.get('Reason', 'no reason given')})"

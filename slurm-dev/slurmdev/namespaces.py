@@ -107,7 +107,7 @@ class Namespaces:
         return [*enter, *as_person(user), *command]
 
     def stop(self) -> None:
-        """End the cluster in good order, or by force when it takes too long; returns when nothing of it lives."""
+        """End the cluster in good order, by force when that takes too long; nothing lives afterwards."""
         deadline = time.monotonic() + _STOP_DEADLINE_S
         asked: set[int] = set()
         while self.alive():
