@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import paramiko
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA, MSG_CHANNEL_EOF
 from paramiko.hostkeys import InvalidHostKey
 from paramiko.ssh_exception import (
     AuthenticationException,
@@ -98,6 +99,38 @@ class _Transport(paramiko.Transport):
         put_off, self._put_off = self._put_off, []
         for message in put_off:
             self._send_message(message)  # type: ignore[attr-defined]
+
+
+class _Gate:
+    """A transport as one channel sees it: nothing follows the channel's CLOSE.
+
+    paramiko makes a message under the channel's lock and sends it after: the end of input (or data) of a
+    command that has just ended can follow the answer to sshd's CLOSE. sshd then knows no such channel and
+    ends the whole connection, with every other command on it.
+    """
+
+    def __init__(self, transport: paramiko.Transport) -> None:
+        self._transport = transport
+        self._order = threading.Lock()
+        self._over = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send_user_message(self, message: paramiko.Message) -> None:
+        kind = message.asbytes()[0]
+        with self._order:
+            if self._over and kind in {MSG_CHANNEL_DATA, MSG_CHANNEL_EOF}:
+                return
+            self._over = self._over or kind == MSG_CHANNEL_CLOSE
+            self._transport._send_user_message(message)  # type: ignore[attr-defined]
+
+
+def open_channel(transport: paramiko.Transport, timeout: float) -> paramiko.Channel:
+    """A session on a connection that is shared; raises paramiko's errors, and then nothing was started."""
+    channel = transport.open_session(timeout=timeout)
+    channel._set_transport(_Gate(transport))  # type: ignore[attr-defined]
+    return channel
 
 
 class Link:

@@ -24,12 +24,16 @@ from paramiko.ssh_exception import SSHException
 from broker.errors import OutcomeUnknown, TransferInterrupted, Unreachable
 from broker.hosts.base import Completed, Stdin, checked_argv, chunks_of, gather, program
 from broker.hosts.files import HostFiles, failure
-from broker.hosts.link import Link, SshConfig
+from broker.hosts.link import Link, SshConfig, open_channel
+from broker.hosts.turns import Turns
 
 _STDERR_CAP = 2**20
 _READ = 256 * 1024
 _FOR_COMMANDS = 2
 """Channels that transfers leave alone."""
+
+
+_REFUSED_LONG_S = 2.0
 
 
 class _Lost(Exception):
@@ -47,10 +51,11 @@ class SshHost(HostFiles):
         self.config = config
         self._name = name or config.host
         self._link = Link(config)
-        self._slots = threading.BoundedSemaphore(config.max_channels)
-        self._transfers = threading.BoundedSemaphore(max(1, config.max_channels - _FOR_COMMANDS))
+        self._slots = Turns(config.max_channels)
+        self._transfers = Turns(max(1, config.max_channels - _FOR_COMMANDS))
         self._count = threading.Lock()
-        self._open_channels = self._waiting = 0
+        self._open_channels = 0
+        self._opened_at = 0.0
 
     @property
     def name(self) -> str:
@@ -65,7 +70,7 @@ class SshHost(HostFiles):
     @property
     def waiting(self) -> int:
         """Callers that wait for a channel now."""
-        return self._waiting
+        return self._slots.waiting + self._transfers.waiting
 
     @property
     def connected(self) -> bool:
@@ -123,42 +128,37 @@ class SshHost(HostFiles):
                     channel.close()
 
     @contextmanager
-    def _slot(
-        self, semaphore: threading.BoundedSemaphore, deadline: float, *, needed: bool = True
-    ) -> Iterator[None]:
+    def _slot(self, turns: Turns, deadline: float, *, needed: bool = True) -> Iterator[None]:
         if not needed:
             yield
             return
-        if not semaphore.acquire(blocking=False):
-            with self._count:
-                self._waiting += 1
-            try:
-                if not semaphore.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                    raise Unreachable(f"{self.name}: all {self.config.max_channels} channels stayed busy")
-            finally:
-                with self._count:
-                    self._waiting -= 1
+        if not turns.acquire(deadline - time.monotonic()):
+            raise Unreachable(f"{self.name}: all {self.config.max_channels} channels stayed busy")
         try:
             yield
         finally:
-            semaphore.release()
+            turns.release()
 
     def _opened(self, deadline: float) -> paramiko.Channel:
         """Open a session on the live connection; whatever fails here, nothing was started."""
-        pause = 0.05
+        began, pause = time.monotonic(), 0.05
         while True:
             transport = self._link.transport(deadline)
             left = deadline - time.monotonic()
             try:
-                return transport.open_session(timeout=max(0.1, left))
+                channel = open_channel(transport, max(0.1, left))
+                self._opened_at = time.monotonic()
+                return channel
             except (SSHException, EOFError, OSError) as error:
                 if time.monotonic() + pause >= deadline:
                     if not self._open_channels:
                         self._link.drop(transport)  # nobody is served by it: it hangs
                     raise Unreachable(f"{self.name}: no channel could be opened: {error}") from error
-                # Refused by a live sshd: its sessions are taken, by commands of ours that were given up but
-                # still run there. A connection of our own making starts with none.
-                if transport.is_active() and not self._open_channels:
+                # Refused by a live sshd: its sessions are taken. For a moment that is usual: sshd frees them
+                # a little after the channel's end. When it lasts and nobody is served, they are taken by
+                # commands that were given up but still run there; a new connection starts with none.
+                refused_for = time.monotonic() - max(began, self._opened_at)
+                if transport.is_active() and not self._open_channels and refused_for > _REFUSED_LONG_S:
                     self._link.drop(transport)
             time.sleep(pause)
             pause = min(1.0, pause * 2)
@@ -179,7 +179,8 @@ def _hand_over(channel: paramiko.Channel, command: bytes, seconds: float) -> Non
 
     def give_up() -> None:
         expired.set()
-        channel.close()
+        with suppress(SSHException, EOFError, OSError):
+            channel.close()
 
     alarm = threading.Timer(max(0.0, seconds), give_up)
     alarm.daemon = True
@@ -237,7 +238,8 @@ def _pump(
     except (SSHException, EOFError, OSError) as error:
         raise _Lost(f"was cut off: {error}") from error
     finally:
-        channel.close()
+        with suppress(SSHException, EOFError, OSError):
+            channel.close()
     if feeder.error is not None:
         raise feeder.error
     if channel.exit_status < 0:
