@@ -8,12 +8,11 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import PROGRAM
+from tests.cluster.conftest import PROGRAM, state_home
 from tests.cluster.engine import Engine, engine
 
 pytestmark = [
@@ -24,13 +23,12 @@ NAME = "compose-test"
 
 
 class ContainerCluster:
-    """The `cluster` program told to use our engine and a state folder of its own."""
+    """The `cluster` program told to use our engine."""
 
-    def __init__(self, engine: Engine, home: Path) -> None:
-        self.engine, self.home = engine, home
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.home = engine, state_home()
         self._env = {
             **engine.env,
-            "SLURM_DEV_HOME": str(home),
             "SLURM_DEV_COMPOSE_FILES": str(engine.override),
         }
 
@@ -69,8 +67,9 @@ def running_engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def container(running_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerCluster]:
-    found = ContainerCluster(running_engine, tmp_path_factory.mktemp("clusters"))
+def container(running_engine: Engine) -> Iterator[ContainerCluster]:
+    found = ContainerCluster(running_engine)
+    found.run("down", "--purge")
     found.run("up", "--via", "compose")
     yield found
     found.run("down", "--purge")
