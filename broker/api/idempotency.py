@@ -22,11 +22,12 @@ from typing import Annotated, Any
 
 from fastapi import Header
 from pydantic import BaseModel
-from sqlalchemy import Index, String, Text, delete, text
+from sqlalchemy import Index, String, Text, delete
 from sqlalchemy.orm import Mapped, Session, mapped_column
 from starlette.responses import Response
 
 from broker.db import Base, UTCDateTime, utcnow
+from broker.db.locks import exclusive
 from broker.errors import KeyReused
 from broker.identity import Principal
 
@@ -88,9 +89,7 @@ def lookup(session: Session, principal: Principal, key: str | None, request_hash
     """
     if key is None:
         return None
-    if session.get_bind().dialect.name == "postgresql":
-        lock = text("select pg_advisory_xact_lock(hashtextextended(:name, 0))")
-        session.execute(lock, {"name": f"{principal.user_id} {key}"})
+    exclusive(session, f"idempotency {principal.user_id} {key}")
     row = session.get(IdempotencyRow, (principal.user_id, key))
     if row is None or row.created_at < utcnow() - KEPT:
         return None

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker.audit import Actor, record
 from broker.db import Database, new_id, utcnow
+from broker.db.locks import exclusive
 from broker.errors import Conflict, InvalidRequest, NotFound, Problem, Unauthenticated
 from broker.identity.passwords import (
     LoginThrottle,
@@ -26,6 +27,7 @@ from broker.identity.tokens import write_private
 
 FIRST_ADMIN = "admin"
 FIRST_ADMIN_FILE = "first-admin-password"
+_ADMINS = "admins"  # name of the lock under which the number of admins may shrink or begin
 _SHOWN = ("username", "display_name", "role", "tenant", "active", "must_change_password", "unix_account")
 
 
@@ -146,7 +148,7 @@ def change_user(
 
 
 def _keep_an_admin(session: Session) -> None:
-    lock_for_admins(session)
+    exclusive(session, _ADMINS)
     session.flush()
     admins = select(func.count()).where(UserRow.role == Role.ADMIN, UserRow.active.is_(True))
     if not session.scalar(admins):
@@ -173,12 +175,6 @@ def shown(user: UserRow) -> dict[str, Any]:
     return {name: getattr(user, name) for name in _SHOWN}
 
 
-def lock_for_admins(session: Session) -> None:
-    """One such transaction at a time: on SQLite every write is alone anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("select pg_advisory_xact_lock(hashtext('broker.admins'))"))
-
-
 def ensure_first_admin(db: Database, data_dir: Path) -> OneTimePassword | None:
     """Create the first admin when there is no account at all; None when there is one.
 
@@ -191,7 +187,7 @@ def ensure_first_admin(db: Database, data_dir: Path) -> OneTimePassword | None:
     password = one_time_password()
     hashed = hash_password(password)
     with db.write() as session:
-        lock_for_admins(session)
+        exclusive(session, _ADMINS)
         if session.scalar(anybody):
             return None
         wanted = UserCreate(username=FIRST_ADMIN, display_name="First admin", role=Role.ADMIN)
@@ -207,7 +203,7 @@ def reset_admin(db: Database, data_dir: Path, username: str = FIRST_ADMIN) -> On
     password = one_time_password()
     hashed = hash_password(password)
     with db.write() as session:
-        lock_for_admins(session)
+        exclusive(session, _ADMINS)
         user = session.scalar(select(UserRow).where(UserRow.username == username))
         if user is None:
             create_user(session, SYSTEM, UserCreate(username=username, role=Role.ADMIN), hashed)

@@ -28,6 +28,19 @@ from broker.text import escape_pointer
 CHUNK: Final = 256 << 10
 MAX_HEADER: Final = 1 << 20
 """Of one header of a tar archive (long names, pax records), which Python's tarfile reads as a whole."""
+_UNREADABLE: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+)
+"""What Python's readers raise on damaged archives (zipfile: `NotImplementedError` for unknown versions)."""
 _END_OF_ZIP: Final = struct.Struct("<4s4H2LH")
 
 
@@ -99,7 +112,7 @@ def repack(source: IO[bytes], target: IO[bytes], limits: Limits | None = None) -
             for member, content in members:
                 tree.add(member)
                 out.addfile(_header(member), cast("IO[bytes]", content))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # our own disk, not the archive
         _reject("broken_archive", f"The archive can't be read to its end ({error}): pack it again")

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, defer
 from broker.audit import record
 from broker.context import Context
 from broker.db import new_id, utcnow
+from broker.db.locks import exclusive
 from broker.errors import Conflict, Denied, InvalidRequest, NotFound, Problem
 from broker.identity import Principal
 from broker.pipelines.tables import PipelineRow, PipelineVersionRow
@@ -98,6 +99,7 @@ def _pipeline_for(
             )
             raise InvalidRequest(detail, problems=[Problem("/pipeline_id", "other_pipeline", detail)])
         return pipeline
+    exclusive(session, f"pipeline {principal.tenant} {spec.pipeline_id}")
     return session.scalar(
         select(PipelineRow)
         .where(PipelineRow.tenant == principal.tenant, PipelineRow.external_id == spec.pipeline_id)

@@ -1,4 +1,4 @@
-"""Hostile text in every place of every request, on both databases: refused or carried, never an error of ours."""
+"""Hostile text in every place of every request, on both databases: refused or carried, no error of ours."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def bodies(schema):
         schema = schema["anyOf"][0]
     if "$ref" in schema:
         schema = SCHEMAS[schema["$ref"].rsplit("/", 1)[1]]
-    needed = {name: "real" for name in schema.get("required", ())}
+    needed = dict.fromkeys(schema.get("required", ()), "real")
     for name in schema.get("properties", {}):
         for value in (*HOSTILE, *ODD):
             if name not in {"password", "old", "new"} or not isinstance(value, str):  # no hashing here
