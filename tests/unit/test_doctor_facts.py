@@ -9,7 +9,7 @@ import pytest
 
 from broker.checks import Check
 from broker.doctor import login, probes
-from broker.doctor.examine import Report, connection_check, guarded, key_checks
+from broker.doctor.examine import Report, connection_check, guarded, key_checks, sessions_check
 from broker.doctor.login import Folder, LoginFacts
 from broker.doctor.probes import HeldFacts, NodeFacts
 from broker.doctor.services import database_checks
@@ -178,6 +178,14 @@ def test_a_key_that_others_can_read_fails() -> None:
 def test_a_slow_connection_is_told() -> None:
     assert connection_check(CLUSTER, 0.01).status == "ok"
     assert connection_check(CLUSTER, 2.0).status == "warn"
+
+
+def test_sessions_that_had_to_wait_for_each_other_are_told() -> None:
+    together = [(0.0, 1.0), (0.1, 1.1), (0.2, 1.2)]
+    assert sessions_check(3, together).status == "ok"
+    check = sessions_check(4, [*together, (1.3, 2.3)])
+    assert check.status == "warn" and "3 ran at once" in check.detail
+    assert sessions_check(2, []).status == "warn"
 
 
 def test_tables_that_are_not_current_fail() -> None:
