@@ -14,7 +14,7 @@ import networkx as nx
 from broker.errors import Problem
 from broker.spec.codes import Code
 from broker.spec.models import PipelineSpec
-from broker.spec.text import pointer, shown
+from broker.spec.text import pointer, printable, shown
 
 Graph = nx.DiGraph
 
@@ -97,7 +97,8 @@ def did_you_mean(word: str, known: Iterable[str | None]) -> str:
     near = get_close_matches(word[:64], words, n=1) if len(words) <= 1_000 else []
     if near:
         return f"; did you mean {shown(near[0])}?"
-    return f"; known are {', '.join(words[:12])}{', …' if len(words) > 12 else ''}" if words else ""
+    listed = ", ".join(printable(name[:64]) for name in words[:12])
+    return f"; known are {listed}{', …' if len(words) > 12 else ''}" if words else ""
 
 
 def graph_of(spec: PipelineSpec) -> Graph[str]:
