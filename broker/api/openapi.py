@@ -80,7 +80,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas |= made.pop("$defs", {}) | {model.__name__: made}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemView"}}}
     document["components"]["responses"] = {
-        f"Problem{status}": {"description": meaning, "content": content}
+        f"Problem{status}": {"description": meaning, "headers": _headers(status), "content": content}
         for status, meaning in _MEANINGS.items()
     }
     for route in api_routes(app):
@@ -91,14 +91,28 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return document
 
 
+def _headers(status: int) -> dict[str, Any]:
+    text = {"schema": {"type": "string"}}
+    headers = {"X-Request-ID": {"description": "Id of the request in the broker's log", **text}}
+    if status in {429, 503}:
+        headers["Retry-After"] = {"description": "Seconds to wait", "schema": {"type": "integer"}}
+    if status == 401:
+        headers["WWW-Authenticate"] = {"description": "`Bearer`", **text}
+    return headers
+
+
 def api_routes(app: FastAPI) -> list[RouteContext]:
     """Every route of the application, with its whole path."""
     return [route for route in iter_route_contexts(app.routes) if isinstance(route.original_route, APIRoute)]
 
 
 def _complete(operation: dict[str, Any], route: RouteContext, method: str) -> None:
-    operation["operationId"] = route.name
+    tag = str(operation["tags"][0]).replace("-", "_")
+    operation["operationId"] = f"{tag}_{route.name}"
+    operation["summary"] = operation["description"].split("\n\n")[0].replace("\n", " ")
     responses = operation["responses"]
+    if any(parameter["name"] == "If-None-Match" for parameter in operation.get("parameters", ())):
+        responses["304"] = {"description": "Not changed since the `ETag` that was sent"}
     responses.pop("422", None)
     for status in _statuses(operation, route, method):
         responses.setdefault(str(status), {"$ref": f"#/components/responses/Problem{status}"})

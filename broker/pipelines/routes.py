@@ -47,6 +47,12 @@ SPEC_BODY: dict[str, Any] = {
 }
 
 
+UNCHANGED: dict[str, Any] = {
+    "model": StoredVersion,
+    "description": "The newest version has this content already",
+}
+
+
 async def raw_body(request: Request) -> bytes:
     """The body as it was sent: a spec is parsed by its own reader, which finds everything at once."""
     return await request.body()
@@ -55,7 +61,9 @@ async def raw_body(request: Request) -> bytes:
 Body = Annotated[bytes, Depends(raw_body)]
 
 
-@router.post("", status_code=201, openapi_extra=SPEC_BODY, response_model=StoredVersion)
+@router.post(
+    "", status_code=201, openapi_extra=SPEC_BODY, response_model=StoredVersion, responses={200: UNCHANGED}
+)
 def store_pipeline(
     data: Body, ctx: Ctx, response: Response, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Any:
@@ -113,7 +121,13 @@ def list_versions(ref: str, ctx: Ctx, page: PageParams, principal: Reader) -> Pa
         return Page(items=[VersionSummary.model_validate(row) for row in rows], next_cursor=cursor)
 
 
-@router.post("/{ref}/versions", status_code=201, openapi_extra=SPEC_BODY, response_model=StoredVersion)
+@router.post(
+    "/{ref}/versions",
+    status_code=201,
+    openapi_extra=SPEC_BODY,
+    response_model=StoredVersion,
+    responses={200: UNCHANGED},
+)
 def store_version(
     ref: str,
     data: Body,

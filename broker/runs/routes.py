@@ -149,7 +149,11 @@ def list_events(
         ]
 
 
-@router.get("/{run_id}/events/stream", response_class=StreamingResponse)
+@router.get(
+    "/{run_id}/events/stream",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 async def follow_events(
     run_id: str,
     ctx: Ctx,
