@@ -134,6 +134,7 @@ _WORDS: tuple[tuple[ResultKind, tuple[str, ...]], ...] = (
             "Socket timed out",
             "Zero Bytes were transmitted",
             "Unable to contact slurm controller",
+            "Unexpected message received",  # scontrol hold, when the controller is frozen or gone
             "Message receive failure",
             "Message connection failure",
             "Communication connection failure",
@@ -150,7 +151,13 @@ _WORDS: tuple[tuple[ResultKind, tuple[str, ...]], ...] = (
     (ResultKind.HELD, ("Job is in held state",)),
     (
         ResultKind.DENIED,
-        ("Access/permission denied", "Access denied", "Operation not permitted", "Only the job owner"),
+        (
+            "Access/permission denied",
+            "Access denied",
+            "Invalid user id",
+            "Operation not permitted",
+            "Only the job owner",
+        ),
     ),
 )
 
