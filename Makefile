@@ -12,9 +12,9 @@ PACKAGES := postgresql
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 .PHONY: env
@@ -51,6 +51,10 @@ prove: env system ## The long proofs; writes the dated report in docs/proof/
 .PHONY: bench
 bench: env ## The ratios of benchmarks/, measured in one run
 	$(BIN)/python -m benchmarks
+
+.PHONY: constraints
+constraints: ## Write down the versions of everything installed, dependencies of dependencies included
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 .PHONY: docs
 docs: env ## Make the generated pages anew (settings, OpenAPI)

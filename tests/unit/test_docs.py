@@ -31,7 +31,9 @@ def test_every_dependency_is_pinned_and_documented() -> None:
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         name, _, version = requirement.partition("==")
         assert version, f"{requirement} is not pinned"
-        assert re.search(rf"\b{re.escape(name.split('[')[0])}\b", page), f"{name} is not in docs/dependencies.md"
+        assert re.search(rf"\b{re.escape(name.split('[')[0])}\b", page), (
+            f"{name} is not in docs/dependencies.md"
+        )
 
 
 def test_every_target_of_the_makefile_explains_itself() -> None:
