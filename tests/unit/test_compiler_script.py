@@ -349,9 +349,11 @@ def folder(site: Site) -> Path:
     return place
 
 
-def fetch(job: CompiledJob) -> subprocess.CompletedProcess[bytes]:
+def fetch(job: CompiledJob, **env: str) -> subprocess.CompletedProcess[bytes]:
     script = Path(job.script_path).with_name("fetch-code.sh")
-    return subprocess.run(["bash", str(script)], capture_output=True, check=False, timeout=60)
+    return subprocess.run(
+        ["bash", str(script)], env=os.environ | env, capture_output=True, check=False, timeout=60
+    )
 
 
 def path_code(site: Site, folder: Path) -> CompiledJob:
@@ -413,6 +415,31 @@ def test_uploaded_code_is_compared_with_its_checksum(site: Site, folder: Path) -
     assert fetch(other).returncode == 1
 
 
+def test_code_from_git_is_the_commit_whatever_the_branch_does_later(site: Site, folder: Path) -> None:
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(folder), *who, *words], capture_output=True, check=True, text=True
+        ).stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    git("add", "train.py")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    (folder / "train.py").write_text("print('later')\n")
+    git("commit", "-qam", "second")
+    ssh = site.root / "bin" / "ssh"  # stands in for the network: runs the remote git here
+    ssh.write_text('#!/bin/bash\neval "${@: -1}"\n')
+    ssh.chmod(0o755)
+    url = f"ssh://git@example.org{folder}"
+    spec = code_spec({"source": "git", "url": url, "ref": "main"})
+    job = site.compile(spec, code={"a": ResolvedCode("git", url, commit)})["a"]
+    done = fetch(job, PATH=site.profile.path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert site.run(job).returncode == 0
+    assert (site.run_dir / "a/1.0/code/train.py").read_text() == "print('training')\n"
+
+
 def test_an_unreachable_repository_is_a_matter_of_time_a_wrong_one_is_not(site: Site) -> None:
     spec = code_spec({"source": "git", "url": "https://127.0.0.1:1/x", "ref": "main"})
     job = site.compile(spec, code={"a": ResolvedCode("git", "https://127.0.0.1:1/x", "a" * 40)})["a"]
@@ -424,9 +451,9 @@ def test_an_unreachable_repository_is_a_matter_of_time_a_wrong_one_is_not(site: 
 # --- hostile text --------------------------------------------------------------------------------------
 
 SHARP = st.sampled_from(
-    ["'", '"', "`", "$(", ")", "\n", "\r\n", "\\", "|", ";", "#SBATCH --hold\n", "${IFS}", "*", "!", " ", "\t",
-     "%s", "{{ x }}", "{% raw %}", "-", "--", "=", ",", "\u202e", "한국", "\U0001f600", "\x01", "\x7f", "EOF\n",
-     "\ud800", "\0"]
+    ["'", '"', "`", "$(", ")", "\n", "\r\n", "\\", "|", ";", "#SBATCH --hold\n", "${IFS}", "*", "!", " ",
+     "\t", "%s", "{{ x }}", "{% raw %}", "-", "--", "=", ",", "\u202e", "한국", "\U0001f600", "\x01", "\x7f",
+     "EOF\n", "\ud800", "\0"]
 )  # fmt: skip
 HOSTILE = st.lists(st.one_of(SHARP, st.text(max_size=5)), max_size=12).map("".join)
 FIELDS: list[tuple[str | int, ...]] = [
