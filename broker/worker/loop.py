@@ -99,11 +99,9 @@ class ClusterWorker:
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
         interval = self._ctx.cluster(self.cluster).poll_interval_s
+        self._busy.clear()  # tasks of an earlier lease that were still queued never ran
         with ExitStack() as stack:
-            pool = ThreadPoolExecutor(
-                self._ctx.settings.max_concurrent_runs, thread_name_prefix=f"{self.cluster}-work"
-            )
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            submitting, collecting = (self._pool(stack, name) for name in ("submit", "collect"))
             for name, every, what in (
                 ("lease", self._ctx.settings.lease_s / 3, lambda: self._renew(lease)),
                 ("poll", interval, lambda: self._poll(tracker)),
@@ -115,9 +113,18 @@ class ClusterWorker:
                 thread.start()
                 stack.callback(thread.join)
             while self._holds(lease):
-                self._dispatch(pool, lease, submitter, collector)
+                self._dispatch(lease, self._due_runs, submitting, submitter.advance)
+                self._dispatch(lease, self._due_jobs, collecting, collector.collect)
                 self._woken.wait(timeout=IDLE_TICK_S)
                 self._woken.clear()
+
+    def _pool(self, stack: ExitStack, name: str) -> ThreadPoolExecutor:
+        """Threads of their own for each kind of work: a thousand results to fetch hold up no submission."""
+        pool = ThreadPoolExecutor(
+            self._ctx.settings.max_concurrent_runs, thread_name_prefix=f"{self.cluster}-{name}"
+        )
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
 
     def _holds(self, lease: Lease) -> bool:
         return not self._stop.is_set() and not lease.lost.is_set()
@@ -164,17 +171,19 @@ class ClusterWorker:
     # ---- dispatching ---------------------------------------------------------------------------------
 
     def _dispatch(
-        self, pool: ThreadPoolExecutor, lease: Lease, submitter: Submitter, collector: Collector
+        self,
+        lease: Lease,
+        due: Callable[[], list[str]],
+        pool: ThreadPoolExecutor,
+        what: Callable[[str], None],
     ) -> None:
         try:
-            runs, jobs = self._due_runs(), self._due_jobs()
+            keys = due()
         except SQLAlchemyError as error:
             log.error("database_trouble", cluster=self.cluster, detail=str(error))
             return
-        for run_id in runs:
-            self._start(pool, lease, run_id, submitter.advance)
-        for job_id in jobs:
-            self._start(pool, lease, job_id, collector.collect)
+        for key in keys:
+            self._start(pool, lease, key, what)
 
     def _start(self, pool: ThreadPoolExecutor, lease: Lease, key: str, what: Callable[[str], None]) -> None:
         with self._lock:
