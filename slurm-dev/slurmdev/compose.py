@@ -63,6 +63,9 @@ class Compose:
         if reason := trouble():
             raise ClusterError(f"no Docker engine with compose: {reason}")
 
+    def prepare(self, suite: str) -> None:
+        """Nothing: the engine builds at :meth:`start`, which needs the ports."""
+
     def start(self, suite: str, *, with_parent: bool = False) -> subprocess.Popen[bytes]:
         """Build the image and start the container; returns the process that copies its output to a log."""
         if suite != "trixie":

@@ -51,8 +51,7 @@ class Cluster:
         waiter: subprocess.Popen[bytes] | None = None
         with self.state.lock():
             if self.is_ready():
-                if suite not in (None, self.state.settings().suite):
-                    self.state.settle(suite)  # raises: another suite needs a reset
+                self.state.suite(suite)
                 if with_parent:
                     raise ClusterError(f"cluster {self.state.name!r} is up already, and outlives its parent")
                 say(f"cluster {self.state.name} is up already")
@@ -91,6 +90,9 @@ class Cluster:
             say("ending what an interrupted start has left")
             self.way.stop()
         self.state.info_file.unlink(missing_ok=True)
+        suite = self.state.suite(suite)
+        self.way.prepare(suite)
+        # Ports are chosen last: what takes minutes is done, so nobody takes them meanwhile.
         settings = self.state.settle(suite)
         waiter = self.way.start(settings.suite, with_parent=with_parent)
         try:
@@ -115,7 +117,8 @@ class Cluster:
             if ready:
                 return
             if not alive:
-                raise ClusterError(f"the cluster did not start:\n{text[shown:].strip()}")
+                why = text[max(text.find(" failed: "), 0) :].strip()
+                raise ClusterError(f"the cluster did not start: {why.removeprefix('failed: ')}")
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"the cluster was not ready within {_UP_DEADLINE_S:.0f} s; see {self.state.folder}"

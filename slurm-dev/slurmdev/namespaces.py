@@ -49,6 +49,10 @@ class Namespaces:
                 f"not installed: {', '.join(missing)} (Debian: apt-get install util-linux mount)"
             )
 
+    def prepare(self, suite: str) -> None:
+        """Do what takes long: build the root file system unless the cache has it."""
+        rootfs.ensure(suite)
+
     def start(self, suite: str, *, with_parent: bool = False) -> subprocess.Popen[bytes]:
         """Start the cluster; returns the process that waits for it. ``with_parent`` ties its life to ours."""
         tree = rootfs.ensure(suite)

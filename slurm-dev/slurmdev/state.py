@@ -80,17 +80,20 @@ class State:
         except (ValueError, KeyError) as error:
             raise ClusterError(f"{self.settings_file}: {error}") from None
 
-    def settle(self, suite: str | None) -> Settings:
+    def suite(self, wanted: str | None) -> str:
+        """The suite to start: the wanted one, the one as last time, or trixie. Changing it takes a reset."""
+        old = self.settings().suite if self.exists else None
+        if old and wanted not in (None, old):
+            remedy = f"cluster reset --name {self.name} --suite {wanted}"
+            raise ClusterError(f"cluster {self.name!r} runs {old}, not {wanted}; to begin anew: {remedy}")
+        return wanted or old or "trixie"
+
+    def settle(self, suite: str) -> Settings:
         """Settings to start with: the stored ones, but other ports where somebody has taken ours."""
         old = self.settings() if self.exists else None
-        if old and suite and suite != old.suite:
-            remedy = f"cluster reset --name {self.name} --suite {suite}"
-            raise ClusterError(
-                f"cluster {self.name!r} runs {old.suite}, not {suite}; to begin anew: {remedy}"
-            )
         with locked(home() / "ports.lock"):
             ports = _choose_ports(dict(old.ports) if old else {}, self._ports_of_others())
-            settings = Settings(self.name, suite or (old.suite if old else "trixie"), ports, owner=_owner())
+            settings = Settings(self.name, suite, ports, owner=_owner())
             self.data.mkdir(parents=True, exist_ok=True)
             temporary = self.settings_file.with_suffix(".new")
             temporary.write_text(settings.to_json(), encoding="utf-8")
