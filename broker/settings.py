@@ -126,6 +126,9 @@ class ApiSettings(_Section):
     access_token_minutes: float = Field(60, gt=0, description="Life of an access token (JWT)")
     max_body_mib: int = Field(256, ge=1, description="Largest request body (uploaded code)")
     threads: int = Field(40, ge=4, description="Requests handled at once")
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses of reverse proxies whose `X-Forwarded-For` tells the client's address"
+    )
 
 
 class Settings(BaseSettings):

@@ -51,6 +51,7 @@ def make_app() -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=f"{PREFIX}/docs",
         redoc_url=None,
+        redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
         lifespan=_lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # `broker.metrics` instead

@@ -81,7 +81,11 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message.setdefault("headers", []).append((b"x-request-id", self._id.encode()))
+            headers = message.setdefault("headers", [])
+            headers.append((b"x-request-id", self._id.encode()))
+            headers.append((b"x-content-type-options", b"nosniff"))
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
         await self._send(message)
 
     def finish(self) -> None:

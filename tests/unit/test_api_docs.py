@@ -29,7 +29,7 @@ OPERATIONS = [
 
 
 def problem_codes():
-    """Literal codes of `Problem(…)` and of archives' refusals, and `code` of every error class, as written."""
+    """Literal codes of `Problem(…)`, of archives' refusals, and `code` of every error class."""
     for path in sorted((ROOT / "broker").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -91,6 +91,15 @@ def test_request_id_is_taken_over_when_it_is_harmless(api):
         assert re.fullmatch(r"[0-9a-f]{16}", given)
 
 
+def test_answers_are_neither_cached_nor_guessed_at(api):
+    headers = api.call("GET", "/users", "root").headers
+    assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
+
+
+def test_address_with_a_slash_too_many_is_not_found_rather_than_redirected(api):
+    assert api.call("GET", "/users/", "root", follow_redirects=False).status_code in {404, 405}
+
+
 def test_declared_length_over_the_limit_is_refused_before_it_is_read(api):
     sent = []
 
