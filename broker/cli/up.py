@@ -30,7 +30,7 @@ from broker.settings import Settings
 from broker.supervisor import Child, Supervisor
 
 LOCK = "up.lock"
-_WORKER_GRACE_S, _API_GRACE_S = 30.0, 12.0
+_WORKER_GRACE_S, _API_GRACE_S = 15.0, 12.0
 _PROBE_TIMEOUT_S = 5.0
 
 
