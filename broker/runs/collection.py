@@ -22,7 +22,7 @@ from broker.compiler.names import log_dir, log_paths, output_dir
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
-from broker.errors import BrokerError, IntegrityError, InvalidRequest, NotFound, OutcomeUnknown, Unreachable
+from broker.errors import BrokerError, IntegrityError, NotFound, OutcomeUnknown, Unreachable
 from broker.hosts import FileEntry, Host
 from broker.objects import Manifest, RefusedFile, StoredFile
 from broker.objects.manifest import manifest_key, object_key, why_refused
@@ -33,6 +33,7 @@ from broker.runs.submission import back_off
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import collecting, store_failed, stored
 from broker.runs.tracking import read_marker, settle
+from broker.spec import PipelineSpec, canonical
 
 METRICS_LIMIT = 1 << 20
 """Bytes of `metrics.json` that are read into the database; the file itself is stored whatever its size."""
@@ -99,10 +100,9 @@ class Collector:
             spec = effective_spec(stored_spec(session, run), run.overrides)
         if job.storing != "pending":
             return
-        path = spec.storage.path if spec.storage is not None else None
         try:
             with collecting():
-                manifest, values, output_dir = self._store(run, job, results_prefix(run, path))
+                manifest, values, output_dir = self._store(run, job, spec)
         except (Unreachable, OutcomeUnknown) as error:
             self._later(job_id, error)
         except IntegrityError as error:
@@ -121,13 +121,16 @@ class Collector:
         else:
             self._finish(job_id, manifest, values, output_dir, None)
 
-    def _store(self, run: RunRow, job: JobRow, prefix: str) -> tuple[Manifest, dict[str, Any] | None, str]:
+    def _store(
+        self, run: RunRow, job: JobRow, spec: PipelineSpec
+    ) -> tuple[Manifest, dict[str, Any] | None, str]:
         host = self._ctx.host(self._cluster)
         start = self._start_of(job)
-        prefix = f"{prefix}/{job.component}/{job.attempt}.{start.restart}"
+        prefix = f"{results_prefix(run, spec)}/{job.component}/{job.attempt}.{start.restart}"
         sources, refused = self._survey(host, start, prefix, outputs=job.state == JobState.COMPLETED)
         digests = host.sha256([source.path for source in sources if self._whole(source)])
         stored = self._upload_all(host, sources, prefix, digests)
+        stored.append(self._put_spec(prefix, spec))
         manifest = Manifest.build(
             run=run.id,
             component=job.component,
@@ -156,6 +159,12 @@ class Collector:
         large = [source for source in sources if source.size >= SMALL]
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             return [*pool.map(upload, small), *map(upload, large)]
+
+    def _put_spec(self, prefix: str, spec: PipelineSpec) -> StoredFile:
+        """The spec as it ran, overrides applied, beside what it made: the bucket explains itself."""
+        key = object_key(prefix, "spec.json")
+        done = self._ctx.objects.put_bytes(key, canonical(spec), content_type="application/json")
+        return StoredFile(path="spec.json", size=done.size, sha256=done.sha256 or "", key=key)
 
     def _start_of(self, job: JobRow) -> Start:
         """The start that counts: by the job's own marker, else (it was killed) its last restart."""
@@ -266,15 +275,14 @@ class Collector:
                 emit(session, run, "run_trouble", component=job.component, detail=error.detail)
 
 
-def results_prefix(run: RunRow, storage_path: str | None) -> str:
+def results_prefix(run: RunRow, spec: PipelineSpec) -> str:
     """Where a run's results lie in the bucket: below the spec's `storage.path`, apart by tenant and run."""
-    place = (storage_path or "/runs").strip("/")
+    place = (spec.storage.path if spec.storage is not None else "/runs").strip("/")
     return f"{run.tenant}/{place}/{run.id}"
 
 
 def _manifest_key_of(manifest: Manifest, run: RunRow, job: JobRow, session: Session) -> str:
-    spec = effective_spec(stored_spec(session, run), run.overrides)
-    prefix = results_prefix(run, spec.storage.path if spec.storage is not None else None)
+    prefix = results_prefix(run, effective_spec(stored_spec(session, run), run.overrides))
     return manifest_key(f"{prefix}/{job.component}/{job.attempt}.{manifest.restart}")
 
 
@@ -309,6 +317,3 @@ def _unfit(entry: FileEntry) -> str | None:
     if entry.kind in {"file", "dir"}:
         return None
     return "a symbolic link is not followed" if entry.kind == "link" else "not a regular file"
-
-
-__all__ = ["Collector", "InvalidRequest", "OnStored", "load_manifest", "results_prefix"]
