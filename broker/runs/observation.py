@@ -117,6 +117,16 @@ def unseen(known: Known, now: datetime, deadline: timedelta) -> Sighting:
     return Sighting(JobState.UNKNOWN, reason="Neither squeue nor sacct nor its completion marker knows it")
 
 
+NEVER_STARTS = "BadConstraints"
+"""Slurm's reason for a job that no node of the cluster could ever run (squeue(1), JOB REASON CODES). sbatch
+refuses it unless it is submitted held: then Slurm finds out at the release and lets it wait for ever."""
+
+
+def never_starts(seen: Sighting) -> bool:
+    """Whether a waiting job waits for what the cluster does not have, not even when all nodes are well."""
+    return seen.state is JobState.PENDING and seen.reason == NEVER_STARTS
+
+
 def parse_marker(data: bytes) -> Marker | None:
     """Read `status.json`; None when it is not one (cut short, another program's)."""
     try:

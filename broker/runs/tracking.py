@@ -19,10 +19,11 @@ from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import BrokerError, Unreachable
+from broker.errors import BrokerError, SlurmRefused, Unreachable
 from broker.hosts import SshHost
 from broker.runs.events import emit
 from broker.runs.observation import (
+    NEVER_STARTS,
     Known,
     Marker,
     Sighting,
@@ -31,6 +32,7 @@ from broker.runs.observation import (
     from_accounting,
     from_marker,
     from_queue,
+    never_starts,
     parse_marker,
     unseen,
 )
@@ -174,6 +176,8 @@ class Tracker:
                 job = session.get_one(JobRow, job_id)
                 if change(known(job), sighting, taken_at) is not None:
                     write_sighting(session, run, job, sighting, taken_at)
+                    if never_starts(sighting):
+                        give_up(session, run, job)
             self._reap_descendants(session, run)
             settle(self._ctx, session, run)
 
@@ -278,6 +282,14 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
         run.started_at = job.started_at
 
 
+def give_up(session: Session, run: RunRow, job: JobRow) -> None:
+    """End a job that Slurm would let wait for ever; the next tick ends it in Slurm."""
+    job.state, job.reap, job.ended_at = JobState.FAILED, True, utcnow()
+    about = {"component": job.component, "job_id": job.slurm_job_id, "state": job.state}
+    emit(session, run, "job_failed", **about, reason=job.reason, exit_code=None)
+    job_ended(run, job, 0.0)
+
+
 def duration(job: JobRow) -> float:
     """Seconds a job ran; 0 when it never started."""
     return (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
@@ -335,6 +347,11 @@ REMEDIES = {
 def explain(jobs: Sequence[JobRow]) -> tuple[str, str]:
     """Why a run failed: the first component that failed by itself, in a sentence with the remedy."""
     for job in jobs:
+        if job.reason == NEVER_STARTS:
+            return SlurmRefused.code, (
+                f"Slurm can never start {job.component} ({NEVER_STARTS}): no node of the cluster has the "
+                "GPUs, memory and CPUs it asks for. Change its resources and run it again."
+            )
         state = JobState(job.state)
         kind = failure_class(state)
         if kind in REMEDIES:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
-from broker.runs.observation import Known, Sighting, change, culprits, job_state, parse_marker, unseen
+from broker.runs.observation import (
+    Known,
+    Sighting,
+    change,
+    culprits,
+    job_state,
+    never_starts,
+    parse_marker,
+    unseen,
+)
 from broker.runs.states import JobState
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -72,6 +81,13 @@ def test_the_culprit_is_the_component_that_failed_by_itself() -> None:
 def test_a_component_that_still_can_run_has_no_culprit() -> None:
     parents = {"a": [], "b": [], "c": ["b"]}
     assert culprits(parents, {"a": JobState.FAILED}, ["c"]) == {}
+
+
+def test_a_job_that_no_node_could_ever_run_is_told_from_one_that_waits() -> None:
+    assert never_starts(Sighting(JobState.PENDING, reason="BadConstraints"))
+    assert not never_starts(Sighting(JobState.PENDING, reason="Resources"))
+    assert not never_starts(Sighting(JobState.PENDING, reason="ReqNodeNotAvail, UnavailableNodes:a100-1"))
+    assert not never_starts(Sighting(JobState.CANCELLED, reason="BadConstraints"))
 
 
 def test_a_marker_that_was_cut_short_is_no_marker() -> None:
