@@ -192,9 +192,9 @@ def view_run(session: Session, run: RunRow, attempt: int | None = None) -> RunVi
     """A run with the newest job of each component (or those of one attempt)."""
     state = RunState(run.state)
     owner, number = session.execute(
-        select(UserRow.username, PipelineVersionRow.number).where(
-            UserRow.id == run.owner_id, PipelineVersionRow.id == run.pipeline_version_id
-        )
+        select(UserRow.username, PipelineVersionRow.number)
+        .join(PipelineVersionRow, PipelineVersionRow.id == run.pipeline_version_id)
+        .where(UserRow.id == run.owner_id)
     ).one()
     jobs = newest_jobs(session, run.id) if attempt is None else attempt_jobs(session, run.id, attempt)
     holds = session.scalars(select(RunHoldRow.kind).where(RunHoldRow.run_id == run.id)).all()

@@ -95,8 +95,10 @@ def test_large_upload_is_taken_though_json_bodies_are_small(api):
 
 
 def test_repeated_upload_is_kept_once(api):
-    first = api.call("POST", "/uploads", "ann", {"Idempotency-Key": "u1"}, content=archive())
-    again = api.call("POST", "/uploads", "ann", {"Idempotency-Key": "u1"}, content=archive())
+    data = archive()
+    first, again = (
+        api.call("POST", "/uploads", "ann", {"Idempotency-Key": "u1"}, content=data) for _ in range(2)
+    )
     assert first.json() == again.json() and again.headers["Idempotency-Replayed"] == "true"
     other = api.call("POST", "/uploads", "ann", {"Idempotency-Key": "u1"}, content=archive("other.py"))
     assert other.status_code == 422 and other.json()["code"] == "idempotency_key_reused"
