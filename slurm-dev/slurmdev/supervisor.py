@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Supervisor:
             self._serve(wake_read)
         except _Stop:
             pass
-        except (RuntimeError, OSError) as failure:
+        except (RuntimeError, OSError, subprocess.SubprocessError) as failure:
             say(f"failed: {failure}")
             self._stop_all()
             return 1
