@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import paramiko
-from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA, MSG_CHANNEL_EOF
+from cryptography.exceptions import UnsupportedAlgorithm
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_WINDOW_ADJUST,
+)
 from paramiko.hostkeys import InvalidHostKey
+from paramiko.pkey import UnknownKeyType
 from paramiko.ssh_exception import (
     AuthenticationException,
     BadHostKeyException,
@@ -73,20 +80,23 @@ class SshConfig:
 
 
 class _Transport(paramiko.Transport):
-    """paramiko's, without its dead end when keys are renewed.
+    """paramiko's, without two dead ends.
 
     Every 512 MiB paramiko asks for new keys and lets nobody send until they are there. If the server closes a
     channel in between, the thread that answers the close is the one that would receive the keys: it waits for
     itself, for 30 s, and the connection is lost. Here its answers are put off until the keys are there.
+
+    The other is a message that follows its channel's CLOSE: see `_Gate`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._put_off: list[paramiko.Message] = []
+        self._in_order = threading.Lock()
         security = self.get_security_options()
         security.ciphers = (*_CIPHERS, *(name for name in security.ciphers if name not in _CIPHERS))
 
-    # Two private methods of a release that is pinned; a contract test renews keys under load.
+    # Private methods of a release that is pinned; contract tests renew keys under load and churn channels.
 
     def _send_user_message(self, data: paramiko.Message) -> None:
         if threading.current_thread() is self and not self.clear_to_send.is_set():
@@ -94,11 +104,21 @@ class _Transport(paramiko.Transport):
         else:
             super()._send_user_message(data)  # type: ignore[misc]
 
+    def _send_message(self, data: paramiko.Message) -> None:
+        """Write it now. The lock is held while writing only, never while waiting for keys."""
+        gate: _Gate | None = getattr(data, "gate", None)
+        if gate is None:
+            super()._send_message(data)  # type: ignore[misc]
+            return
+        with self._in_order:
+            if gate.admits(data):
+                super()._send_message(data)  # type: ignore[misc]
+
     def _parse_newkeys(self, m: paramiko.Message) -> None:
         super()._parse_newkeys(m)  # type: ignore[misc]
         put_off, self._put_off = self._put_off, []
         for message in put_off:
-            self._send_message(message)  # type: ignore[attr-defined]
+            self._send_message(message)
 
 
 class _Gate:
@@ -111,19 +131,22 @@ class _Gate:
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
-        self._order = threading.Lock()
         self._over = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def _send_user_message(self, message: paramiko.Message) -> None:
+        message.gate = self  # type: ignore[attr-defined]
+        self._transport._send_user_message(message)  # type: ignore[attr-defined]
+
+    def admits(self, message: paramiko.Message) -> bool:
+        """May it be sent yet? Called by the transport, one message at a time."""
         kind = message.asbytes()[0]
-        with self._order:
-            if self._over and kind in {MSG_CHANNEL_DATA, MSG_CHANNEL_EOF}:
-                return
-            self._over = self._over or kind == MSG_CHANNEL_CLOSE
-            self._transport._send_user_message(message)  # type: ignore[attr-defined]
+        if self._over and kind in {MSG_CHANNEL_DATA, MSG_CHANNEL_EOF, MSG_CHANNEL_WINDOW_ADJUST}:
+            return False
+        self._over = self._over or kind == MSG_CHANNEL_CLOSE
+        return True
 
 
 def open_channel(transport: paramiko.Transport, timeout: float) -> paramiko.Channel:
@@ -197,7 +220,7 @@ def connect(config: SshConfig, timeout: float) -> paramiko.Transport:
     `Unreachable` when nobody answers in time; `ConfigurationError` when the answer is wrong or an admin has
     to mend something: host key, key file, account.
     """
-    key_file = checked_key_file(config.key_file)
+    key = load_key(config.key_file)
     client = paramiko.SSHClient()
     client.set_log_channel(_LOG)
     client.set_missing_host_key_policy(_Refuse(config))
@@ -213,7 +236,7 @@ def connect(config: SshConfig, timeout: float) -> paramiko.Transport:
             config.host,
             config.port,
             config.user,
-            key_filename=str(key_file),
+            pkey=key,
             sock=sock,
             timeout=timeout,
             banner_timeout=timeout,
@@ -247,17 +270,23 @@ def tune(sock: socket.socket, keepalive: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def checked_key_file(path: Path) -> Path:
-    """The private key's file, refused when others may read it (as ssh(1) does)."""
+def load_key(path: Path) -> paramiko.PKey:
+    """The private key, refused when others may read its file (as ssh(1) does)."""
     try:
         mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise ConfigurationError(
+                f"SSH key file {path} has mode {mode:04o}, others can read it: chmod 0600 {path}"
+            )
+        return paramiko.PKey.from_path(path)
     except OSError as error:
         raise ConfigurationError(f"SSH key file {path}: {error.strerror}") from error
-    if mode & 0o077:
+    except PasswordRequiredException as error:
+        raise ConfigurationError(f"SSH key file {path} has a pass phrase; use one without") from error
+    except (SSHException, UnknownKeyType, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(
-            f"SSH key file {path} has mode {mode:04o}: others can read it; chmod 0600 {path}"
-        )
-    return path
+            f"SSH key file {path} is no private key: {error or 'not understood'}"
+        ) from error
 
 
 def load_known_hosts(client: paramiko.SSHClient, config: SshConfig) -> None:
@@ -303,8 +332,6 @@ def _translated(error: BaseException, config: SshConfig) -> BaseException:
                 f"{error.expected_key.fingerprint}. Someone may be in between. If the change is known to be "
                 f"right: `ssh-keygen -f {config.known_hosts} -R '{config.known_as}'`, then: {_remedy(config)}"
             )
-        case PasswordRequiredException():
-            return ConfigurationError(f"SSH key file {config.key_file} has a pass phrase; use one without")
         case AuthenticationException() if "timeout" not in str(error).lower():
             return ConfigurationError(
                 f"{where} does not accept the key {config.key_file}; put its public half into the account's "
@@ -312,7 +339,5 @@ def _translated(error: BaseException, config: SshConfig) -> BaseException:
             )
         case NoValidConnectionsError() | SSHException() | OSError() | EOFError():
             return Unreachable(f"{where}: {error or type(error).__name__}")
-        case ValueError():
-            return ConfigurationError(f"SSH key file {config.key_file} is not a private key: {error}")
         case _:
             return error

@@ -31,9 +31,8 @@ _STDERR_CAP = 2**20
 _READ = 256 * 1024
 _FOR_COMMANDS = 2
 """Channels that transfers leave alone."""
-
-
 _REFUSED_LONG_S = 2.0
+"""Seconds for which a live sshd may refuse sessions before the connection is given up."""
 
 
 class _Lost(Exception):
@@ -273,4 +272,5 @@ class _Feeder(threading.Thread):
             pass  # the channel is gone: the exit status, or its absence, tells the rest
         except BaseException as error:
             self.error = error  # the source failed: the command must not take what it got for all
-            self._channel.close()
+            with suppress(SSHException, EOFError, OSError):
+                self._channel.close()

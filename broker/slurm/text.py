@@ -76,12 +76,16 @@ def number(text: str, default: int | None = None) -> int:
 def key_values(line: str, keys: Iterable[str] = ()) -> dict[str, str]:
     """One `scontrol -o` record. A value goes up to the next ` Word=`; `(null)` is empty.
 
-    Values with spaces (Reason, OS, Comment) may contain ` word=` themselves: give the `keys` that count, and
-    only these begin a new value.
+    Values with spaces (Reason, OS, Comment) may contain ` word=` themselves. Give the `keys` that count, and
+    only these begin a new value; one that was there before belongs to the value it stands in.
     """
     known = "|".join(map(re.escape, keys)) or r"[A-Z][A-Za-z_:/]*"
+    found: dict[str, str] = {}
+    last = ""
     parts = re.split(rf"(?:^|\s)({known})=", line.strip())
-    return {
-        key: ("" if value == "(null)" else value.strip())
-        for key, value in zip(parts[1::2], parts[2::2], strict=True)
-    }
+    for key, value in zip(parts[1::2], parts[2::2], strict=True):
+        if key in found:
+            found[last] += f" {key}={value}"
+        else:
+            found[key], last = value, key
+    return {key: "" if value.strip() == "(null)" else value.strip() for key, value in found.items()}

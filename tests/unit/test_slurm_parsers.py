@@ -138,9 +138,14 @@ def test_times_are_utc_and_unknown_is_none() -> None:
 
 def test_a_reason_with_equal_signs_forges_no_field() -> None:
     row = key_values(
-        "NodeName=n1 State=IDLE+DRAIN Reason=bad fan x=y Foo=1 [root@now]", ["NodeName", "State", "Reason"]
+        "NodeName=n1 State=IDLE+DRAIN Reason=bad fan x=y State=IDLE Foo=1 [root@now]",
+        ["NodeName", "State", "Reason"],
     )
-    assert row == {"NodeName": "n1", "State": "IDLE+DRAIN", "Reason": "bad fan x=y Foo=1 [root@now]"}
+    assert row == {
+        "NodeName": "n1",
+        "State": "IDLE+DRAIN",
+        "Reason": "bad fan x=y State=IDLE Foo=1 [root@now]",
+    }
 
 
 def test_delimiters_differ_from_call_to_call_and_a_command_keeps_its_own() -> None:
