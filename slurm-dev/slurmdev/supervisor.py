@@ -177,7 +177,7 @@ class Supervisor:
         operations: dict[str, Callable[[str], None]] = {
             "start": self._start_again,
             "stop": lambda name: self._signal(name, signal.SIGTERM),
-            "kill": lambda name: self._signal(name, signal.SIGKILL),
+            "kill": self._kill,
             "pause": self._pause,
             "resume": self._resume,
         }
@@ -204,6 +204,11 @@ class Supervisor:
         if name in self.pids:
             for pid in daemons.heart(self.daemons[name], self.pids[name]):
                 processes.send(pid, number)
+
+    def _kill(self, name: str) -> None:
+        self._signal(name, signal.SIGKILL)
+        # A frozen node's `unshare`, outside the namespace that dies, must be able to tell us.
+        self._resume(name)
 
     def _pause(self, name: str) -> None:
         if name in self.pids:

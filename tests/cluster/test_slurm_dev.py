@@ -178,6 +178,15 @@ def test_a_failed_node_takes_its_processes_along_and_slurm_requeues_its_job(clus
     assert cluster.status()["node_states"][node] in ("idle", "mixed", "allocated")
 
 
+def test_a_frozen_node_can_still_fail_and_recover(cluster: DevCluster) -> None:
+    cluster.pause("a100-4")
+    assert cluster.status()["daemons"]["a100-4"]["state"] == "paused"
+    cluster.fail_node("a100-4")
+    assert cluster.status()["daemons"]["a100-4"]["reason"] == "killed by SIGKILL"
+    cluster.recover_node("a100-4")
+    assert cluster.status()["daemons"]["a100-4"]["state"] == "running"
+
+
 def test_a_paused_controller_answers_nobody_until_it_is_resumed(cluster: DevCluster) -> None:
     cluster.pause("slurmctld")
     try:
