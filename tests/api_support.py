@@ -28,6 +28,7 @@ from broker.settings import Settings
 
 configure_logging("json", "error")
 
+_FOLDER = tempfile.TemporaryDirectory(prefix="broker-template-")  # goes with the process
 PASSWORD = "correct-horse-battery"
 NOBODY = S3Config(
     endpoint_url="http://127.0.0.1:9", bucket="models", access_key="a", secret_key="b", max_attempts=1
@@ -68,7 +69,7 @@ def spec(**changes: Any) -> dict[str, Any]:
 @cache
 def _template() -> Path:
     """A migrated, empty SQLite file, made once per process."""
-    path = Path(tempfile.mkdtemp(prefix="broker-template-")) / "broker.sqlite3"
+    path = Path(_FOLDER.name) / "broker.sqlite3"
     db = Database(f"sqlite:///{path}")
     schema.upgrade(db)
     with db.engine.connect() as connection:

@@ -12,6 +12,7 @@ from broker.audit import record
 from broker.compiler import RunIdentity, job_name
 from broker.context import Context
 from broker.db import new_id, utcnow
+from broker.db.locks import exclusive
 from broker.errors import Conflict, InvalidRequest, NotFound, Problem
 from broker.identity import Principal
 from broker.identity.tables import UserRow
@@ -134,6 +135,9 @@ def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, nam
 def _next_number(session: Session) -> int:
     grow = update(CounterRow).where(CounterRow.name == "run").values(value=CounterRow.value + 1)
     number: int | None = session.scalar(grow.returning(CounterRow.value))
+    if number is None:  # the first run ever, perhaps asked for twice at once
+        exclusive(session, "run number")
+        number = session.scalar(grow.returning(CounterRow.value))
     if number is None:
         session.add(CounterRow(name="run", value=1))
         session.flush()

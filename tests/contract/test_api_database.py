@@ -97,6 +97,19 @@ def test_the_same_request_from_many_threads_makes_one_run(ctx):
         assert session.scalar(select(func.count()).select_from(RunRow)) == 1
 
 
+def test_first_runs_of_many_are_numbered_without_gap(ctx):
+    api = Api(ctx)
+    api.add("ann")
+    with api.http:
+        api.store("ann")
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(
+                pool.map(lambda _: api.call("POST", "/runs", "ann", json={"pipeline": "digits"}), range(12))
+            )
+    assert {answer.status_code for answer in answers} == {201}, [answer.text for answer in answers]
+    assert sorted(answer.json()["number"] for answer in answers) == list(range(1, 13))
+
+
 def test_versions_of_many_writers_are_numbered_without_gap(ctx):
     api = Api(ctx)
     api.add("ann")
