@@ -25,8 +25,10 @@ MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 BUILD_ON_HOST_NETWORK = """\
 services:
   slurm: {build: {network: host}}
+  images: {build: {network: host}}
   objects: {build: {network: host}}
   database: {build: {network: host}}
+  prepare: {build: {network: host}}
   serve: {build: {network: host}}
   worker: {build: {network: host}}
 """
@@ -34,7 +36,8 @@ services:
 OWN_AUTHORITIES = """\
 if ls /usr/local/share/ca-certificates/*.crt >/dev/null 2>&1; then \
 mkdir -p "$1/usr/local/share/ca-certificates" && \
-cp /usr/local/share/ca-certificates/*.crt "$1/usr/local/share/ca-certificates/"; fi"""
+cp /usr/local/share/ca-certificates/*.crt "$1/usr/local/share/ca-certificates/" && \
+chroot "$1" update-ca-certificates; fi"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Engine:
         return done.stdout.strip()
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "slurm-dev", "test-engine")
+def cache() -> Path:
+    """The cache folder of `slurm-dev/cluster`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "slurm-dev")
 
 
 def _install(**packages: str) -> None:
@@ -74,9 +77,9 @@ def _install(**packages: str) -> None:
         )
 
 
-def _compose_plugin(cache: Path) -> Path:
+def _compose_plugin(kept: Path) -> Path:
     """A folder for `DOCKER_CONFIG` with compose v2 of trixie: older releases of Debian have v1 alone."""
-    config = cache / "config"
+    config = kept / "config"
     plugin = config / "cli-plugins" / "docker-compose"
     if not plugin.exists():
         with tempfile.TemporaryDirectory() as name:
@@ -101,9 +104,9 @@ def _compose_plugin(cache: Path) -> Path:
     return config
 
 
-def _base_image(cache: Path) -> Path:
+def _base_image(kept: Path) -> Path:
     """A Debian trixie as small as the registry's `trixie-slim`, as a tar."""
-    target = cache / "trixie-slim.tar"
+    target = kept / "trixie-slim.tar"
     if not target.exists():
         partial = target.with_suffix(".part")
         command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates"]
@@ -117,11 +120,11 @@ def _base_image(cache: Path) -> Path:
 def engine() -> Iterator[Engine]:
     """Start the engine for the block; at its end nothing of it runs and no network interface is left."""
     _install(dockerd="docker.io", docker="docker.io", mmdebstrap="mmdebstrap")
-    cache = _cache()
-    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache() / "test-engine"
+    kept.mkdir(parents=True, exist_ok=True)
     # A socket's path has to be short, and no folder of a test's is.
     with (
-        (cache / "lock").open("w") as lock,
+        (kept / "lock").open("w") as lock,
         tempfile.TemporaryDirectory(prefix="engine-", dir="/tmp") as name,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -129,10 +132,10 @@ def engine() -> Iterator[Engine]:
         env = {
             **os.environ,
             "DOCKER_HOST": f"unix://{run}/socket",
-            "DOCKER_CONFIG": str(_compose_plugin(cache)),
+            "DOCKER_CONFIG": str(_compose_plugin(kept)),
             "PATH": f"/usr/bin:{os.environ['PATH']}",
         }
-        argv = ["dockerd", f"--data-root={cache}/data", f"--exec-root={run}/exec", f"--pidfile={run}/pid"]
+        argv = ["dockerd", f"--data-root={kept}/data", f"--exec-root={run}/exec", f"--pidfile={run}/pid"]
         argv += [f"--host={env['DOCKER_HOST']}", "--group=root", "--iptables=false", "--ip6tables=false"]
         argv += ["--bridge=none"]
         daemon = Process("dockerd", argv, env, run / "log")
@@ -142,7 +145,7 @@ def engine() -> Iterator[Engine]:
             found = Engine(env, override)
             _await(daemon, run / "socket")
             if not found.docker("images", "--quiet", BASE):
-                found.docker("import", str(_base_image(cache)), BASE)
+                found.docker("import", str(_base_image(kept)), BASE)
             yield found
             found.docker("image", "prune", "--force")
         finally:

@@ -7,19 +7,23 @@ import os
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.conftest import PROGRAM, state_home
-from tests.cluster.engine import Engine, engine
+from tests.cluster.engine import Engine, cache, engine
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(os.getuid() != 0, reason="a Docker engine of one's own needs root"),
 ]
 NAME = "compose-test"
+ROOT = PROGRAM.parents[1]
 
 
 class ContainerCluster:
@@ -137,3 +141,73 @@ def test_down_leaves_nothing_running_and_up_finds_jobs_accounts_and_keys_again(
     container.run("up")  # the way is remembered
     assert container.info["via"] == "compose" and container.info["ssh"] == before
     assert "COMPLETED" in container.exec("sacct", "-X", "-n", "-j", job, "-o", "State")
+
+
+@pytest.fixture
+def everything(running_engine: Engine, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Every service of docker-compose.yml; the environment in which the host's command line talks to them."""
+    ports = dict(
+        zip(("SSH_PORT", "REGISTRY_PORT", "OBJECTS_PORT", "BROKER_PORT"), free_ports(4), strict=True)
+    )
+    env = {
+        **running_engine.env,
+        **{name: str(port) for name, port in ports.items()},
+        "CLUSTER_PROJECT": "compose-everything",
+        "CLUSTER_CACHE": str(cache()),  # the images that other tests had built: no network is needed inside
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "BROKER_SERVER": f"http://127.0.0.1:{ports['BROKER_PORT']}",
+    }
+    subprocess.run([ROOT / "slurm-dev" / "images" / "build"], check=True, stdout=subprocess.DEVNULL)
+    compose = [
+        "docker",
+        "compose",
+        f"--file={ROOT / 'docker-compose.yml'}",
+        f"--file={running_engine.override}",
+    ]
+    env["COMPOSE"] = " ".join(compose)
+    try:
+        succeed([*compose, "up", "--build", "--detach"], env)
+        yield env
+    finally:
+        succeed([*compose, "down", "--volumes"], env)
+
+
+def succeed(argv: Sequence[str | Path], env: Mapping[str, str], stdin: str = "") -> str:
+    """Run a program that must succeed; its standard output."""
+    done = subprocess.run(
+        argv, env=dict(env), input=stdin, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, f"{argv}: {done.stderr[-3000:]}{done.stdout[-1000:]}"
+    return done.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has bound."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@pytest.mark.slow
+def test_all_services_together_turn_the_example_into_a_stored_model(
+    everything: dict[str, str], tmp_path: Path
+) -> None:
+    def broker(*words: str, stdin: str = "") -> str:
+        return succeed([Path(sys.executable).with_name("broker"), *words], everything, stdin)
+
+    compose = everything["COMPOSE"].split()
+    password = succeed(
+        [*compose, "exec", "-T", "serve", "cat", "/var/lib/broker/first-admin-password"], everything
+    )
+    broker("login", "--username", "admin", "--password-stdin", stdin=password)
+    broker("password", "--password-stdin", stdin=f"{password.strip()}\nnobody guesses this one 7\n")
+    run = json.loads(
+        broker("run", "submit", str(ROOT / "examples" / "llm-finetune.json"), "--wait", "--json")
+    )
+    assert run["state"] == "succeeded"
+    (model,) = json.loads(broker("models", "list", "--json"))
+    assert model["metrics"]["final_accuracy"] > 0.9
+    broker("models", "download", model["id"], "--output", str(tmp_path / "model"))
+    assert next((tmp_path / "model").rglob("best_model.joblib")).stat().st_size > 100_000
