@@ -48,7 +48,7 @@ class Problem:
     detail: str
 
 
-@dataclass
+@dataclass(eq=False)
 class BrokerError(Exception):
     """Base of all. `detail` is one sentence for a person; `code` is what programs compare."""
 
