@@ -57,9 +57,10 @@ constraints: ## Write down the versions of everything installed, dependencies of
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 .PHONY: docs
-docs: env ## Make the generated pages anew (settings, OpenAPI)
-	$(BIN)/python -m broker.settings_docs > docs/settings.md
-	$(BIN)/python -m broker.api.openapi > docs/openapi.json
+docs: env ## Make the generated pages anew (settings, commands, OpenAPI)
+	$(BIN)/python -m broker.settings_docs
+	$(BIN)/python -m broker.cli.docs
+	$(BIN)/python -m broker.api.openapi
 
 .PHONY: clean
 clean: ## End the development clusters and remove what was built here

@@ -71,7 +71,16 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "paramiko", "sqlalchemy", "uvicorn.access"):
+    for noisy in (
+        "alembic",
+        "botocore",
+        "boto3",
+        "urllib3",
+        "s3transfer",
+        "paramiko",
+        "sqlalchemy",
+        "uvicorn.access",
+    ):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()

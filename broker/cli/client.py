@@ -61,6 +61,19 @@ class Api:
         headers = {"Idempotency-Key": key} if key else {}
         return self._changed("POST", path, body, content, headers, repeatable=key is not None)
 
+    def upload(self, path: str, chunks: Callable[[], Iterator[bytes]], *, size: int, key: str) -> Any:
+        """Send a file of `size` bytes; `chunks` begins anew at each try."""
+        headers = {
+            "Idempotency-Key": key,
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(size),
+        }
+
+        def once() -> Any:
+            return self._answer(self._send("POST", path, headers=headers, content=chunks()))
+
+        return patiently(once, again=(Unreachable, OutcomeUnknown), pauses_s=self.pauses_s)
+
     def patch(self, path: str, body: Any, *, etag: str | None = None) -> Any:
         """Change something; with `etag` only if it is still what was read."""
         return self._changed("PATCH", path, body, None, {"If-Match": etag} if etag else {}, repeatable=False)

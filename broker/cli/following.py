@@ -139,11 +139,14 @@ def write_log(text: str) -> None:
     sys.stdout.flush()
 
 
-def follow_log(reader: LogReader, interval_s: float) -> None:
-    """Print a log until it is complete."""
+def follow_log(
+    reader: LogReader, interval_s: float, write: Callable[[str], None] = write_log, *, follow: bool = True
+) -> None:
+    """Print a log until it is complete; without `follow` what there is of it."""
     while True:
-        write_log(reader.more())
-        if reader.complete:
+        if text := reader.more():
+            write(text)
+        if reader.complete or not follow:
             return
         time.sleep(interval_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from broker.cli import offline
+from broker.cli import offline, uploads
 from broker.cli.options import (
     Json,
     Limit,
@@ -119,6 +120,21 @@ def create(ctx: typer.Context, file: SpecFile, as_json: Json = False) -> None:
     with api(ctx) as client:
         answer = client.post("/pipelines", content=data)
     emit(answer, lambda: stored(answer), as_json=as_json)
+
+
+@app.command(
+    epilog=examples("broker pipeline upload src/", "broker pipeline upload code.tar.gz --json"),
+)
+def upload(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="PATH", help="A .tar.gz or .zip archive, or a folder.")],
+    as_json: Json = False,
+) -> None:
+    """Send code to the broker; name the `upload_id` in a component's `code`. Equal content is sent once."""
+    with api(ctx) as client:
+        answer = uploads.send(client, source, quiet=as_json)
+    shown = ("upload_id", "files", "size", "sha256")
+    emit(answer, lambda: fields([(name, answer[name]) for name in shown]), as_json=as_json)
 
 
 @app.command("list", epilog=examples("broker pipeline list", "broker pipeline list --json"))

@@ -231,27 +231,23 @@ def logs(
     interval: Interval = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Print a component's log, while it runs or afterwards."""
+    """Print a component's log, while it runs or afterwards (--json: one document for each piece)."""
     stream = "slurm" if slurm else "error" if error else "output"
     with api(ctx) as client:
         reader = following.LogReader(client, run, component, stream, attempt, offset=-(tail or 0))
-        if follow and not as_json:
-            following.follow_log(reader, interval)
-            return
-        text = reader.more()
-    if as_json:
-        print_json(
-            {
-                "component": component,
-                "stream": stream,
-                "next_offset": reader.offset,
-                "complete": reader.complete,
-                "text": text,
-            }
-        )
-    else:
-        following.write_log(text)
-        if not text:
+        start = reader.offset
+
+        def write(text: str) -> None:
+            if as_json:
+                print_json_line(_piece(reader, text))
+            else:
+                following.write_log(text)
+
+        following.follow_log(reader, interval, write, follow=follow)
+    if reader.offset == start:
+        if as_json:
+            print_json_line(_piece(reader, ""))
+        else:
             message("The log is empty" + ("." if reader.complete else " so far."), style="bright_black")
 
 
@@ -358,6 +354,16 @@ def _wait(
     message(run_views.verdict(found), style="green" if good else "red")
     if not good:
         raise typer.Exit(RUN_NOT_SUCCEEDED)
+
+
+def _piece(reader: following.LogReader, text: str) -> dict[str, Any]:
+    return {
+        "component": reader.component,
+        "stream": reader.stream,
+        "next_offset": reader.offset,
+        "complete": reader.complete,
+        "text": text,
+    }
 
 
 def _print_events(client: Api, run: str, seen: int, *, as_json: bool) -> int:

@@ -172,6 +172,20 @@ def test_what_would_be_submitted_is_the_same_from_server_and_file(up: Up) -> Non
     assert "--cpus-per-task=7" in there[2]["sbatch_args"] and "--cpus-per-task=7" in here[2]["sbatch_args"]
 
 
+def test_a_folder_of_code_is_uploaded_once_and_links_are_refused(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "src/deep").mkdir(parents=True)
+    (tmp_path / "src/train.py").write_text("print('hello')\n")
+    (tmp_path / "src/deep/data.bin").write_bytes(os.urandom(3 << 20))
+    (tmp_path / "src/__pycache__").mkdir()
+    (tmp_path / "src/__pycache__/x.pyc").write_bytes(b"cache")
+    first = up.json("pipeline", "upload", str(tmp_path / "src"))
+    os.utime(tmp_path / "src/train.py", (0, 0))
+    assert up.json("pipeline", "upload", str(tmp_path / "src")) == first and first["files"] == 2
+    (tmp_path / "src/link").symlink_to("/etc/passwd")
+    assert "link is a link" in up.broker("pipeline", "upload", str(tmp_path / "src"), status=2).stderr
+    assert "can't be read" in up.broker("pipeline", "upload", "nowhere.zip", status=2).stderr
+
+
 def test_the_same_key_asks_for_one_run(up: Up) -> None:
     words = ("run", "submit", str(EXAMPLE), "--idempotency-key", "once", "--test")
     first, again = up.json(*words), up.json(*words)
