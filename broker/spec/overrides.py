@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from broker.errors import Problem
 from broker.spec import document
 from broker.spec.codes import Code
+from broker.spec.fields import GpuType
 from broker.spec.graph import did_you_mean
 from broker.spec.limits import MAX_CPUS, MAX_GPUS
-from broker.spec.models import Component, GpuType, PipelineSpec, Resources
+from broker.spec.models import Component, PipelineSpec, Resources
 from broker.spec.parse import invalid, validated
 from broker.spec.quantities import Memory, Seconds
 from broker.spec.text import pointer, shown
