@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from typing_extensions import override
 
-from broker.errors import SlurmRefused
+from broker.errors import ConfigurationError, SlurmRefused
 from broker.hosts import Completed
 from broker.slurm.command import Command
 from broker.slurm.nodelist import expand
@@ -142,7 +142,13 @@ class WhoAmI(Command[str]):
 
     @override
     def parse(self, done: Completed) -> str:
-        return self.text(done).strip()
+        name = self.text(done).strip()
+        if not re.fullmatch(r"[^\s\x00-\x1f]+", name):
+            raise ConfigurationError(
+                f"the account's login shell prints more than the command's answer: {name[:200]!r}. Make "
+                "~/.bashrc (or its like) silent where no terminal is: `[[ $- == *i* ]] || return`"
+            )
+        return name
 
 
 @dataclass(frozen=True, slots=True)

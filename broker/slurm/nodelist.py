@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _NONE = frozenset({"", "(null)", "n/a", "none", "none assigned", "unknown"})
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
@@ -11,6 +12,7 @@ _LIMIT = 65_536
 """Names at most (Slurm's own limit is the same, `MAX_SLURM_NODES`); a longer list is given as it stands."""
 
 
+@lru_cache(4096)
 def expand(text: str) -> tuple[str, ...]:
     """The names in a host list, in its order; what is no host list stands for itself."""
     if text.strip().lower() in _NONE:

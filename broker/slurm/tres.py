@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
@@ -39,6 +40,7 @@ def parse_quantity(text: str, unit: str = "") -> int:
     return round(float(match[1]) * _UNITS[match[2].upper() or unit])
 
 
+@lru_cache(4096)  # most jobs ask for what others ask for
 def parse_tres(text: str) -> Tres:
     """Read `cpu=4,mem=8G,node=1,billing=4,gres/gpu=2,gres/gpu:a100=2` (sacct, scontrol) and
     `gres/gpu:a100:2`, `gres:gpu:2`, `gpu:a100:4(S:0-1)`, `gpu:a100:2(IDX:0-1)` (squeue, sinfo, scontrol).

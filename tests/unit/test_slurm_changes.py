@@ -20,6 +20,7 @@ from broker.errors import (
 from broker.hosts import Completed, LocalHost
 from broker.slurm import DONE, ResultKind, SlurmClient, changes
 from broker.slurm.changes import Cancel, Control
+from broker.slurm.cluster import WhoAmI
 from broker.slurm.command import complaint, error_of, judged
 from broker.slurm.commands import REGISTRY
 from broker.slurm.queue import Queue, checked_name
@@ -162,6 +163,12 @@ def test_programs_that_are_not_there_are_a_matter_of_configuration(tmp_path: Pat
     for call in (lambda s: s.jobs(), lambda s: s.hold([1]), lambda s: s.cancel([1])):
         with pytest.raises(ConfigurationError, match="PATH"):
             call(SlurmClient(LocalHost(), timeout_s=5, bin_dir=str(tmp_path)))
+
+
+def test_a_login_shell_that_talks_is_found_out() -> None:
+    assert WhoAmI().parse(Completed(0, b"broker\n", b"")) == "broker"
+    with pytest.raises(ConfigurationError, match="bashrc"):
+        WhoAmI().parse(Completed(0, b"Welcome to login1!\nbroker\n", b""))
 
 
 def test_half_an_answer_of_sacct_is_no_answer(tmp_path: Path) -> None:
