@@ -259,22 +259,14 @@ def summarise(session: Session, runs: Sequence[RunRow]) -> list[RunSummary]:
     states: dict[str, dict[str, str]] = {run_id: {} for run_id in ids}
     for run_id, component, state in rows:
         states[run_id][component] = state
-    owners = dict(
-        session.execute(
-            select(UserRow.id, UserRow.username).where(UserRow.id.in_({run.owner_id for run in runs}))
-        )
-        .tuples()
-        .all()
+    owner_ids = {run.owner_id for run in runs}
+    version_ids = {run.pipeline_version_id for run in runs}
+    people = session.execute(select(UserRow.id, UserRow.username).where(UserRow.id.in_(owner_ids)))
+    owners = {row.id: row.username for row in people}
+    numbered = session.execute(
+        select(PipelineVersionRow.id, PipelineVersionRow.number).where(PipelineVersionRow.id.in_(version_ids))
     )
-    versions = dict(
-        session.execute(
-            select(PipelineVersionRow.id, PipelineVersionRow.number).where(
-                PipelineVersionRow.id.in_({run.pipeline_version_id for run in runs})
-            )
-        )
-        .tuples()
-        .all()
-    )
+    versions = {row.id: row.number for row in numbered}
     common = [c for c in RunSummary.model_fields if c in RunRow.__table__.columns]
     return [
         RunSummary(
