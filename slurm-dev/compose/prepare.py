@@ -1,4 +1,4 @@
-"""What `broker up` does before it starts anything, for services that start one by one. Repeating it is harmless."""
+"""What `broker up` does before it starts its parts, for services on their own. Repeating it is harmless."""
 
 from broker import schema
 from broker.context import build_context
