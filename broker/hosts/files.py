@@ -79,7 +79,7 @@ class HostFiles(ABC):
         """See `Host.stream`."""
 
     def read(self, path: RemotePath, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """See `Host.read`. A link in the last place, a folder or a device is refused, not followed."""
+        """See `Host.read`. A link in the last place is refused, not followed; a pipe gives what is in it."""
         if offset < 0 or (length is not None and length < 0):
             raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
         argv = [*_C, "dd", f"if={path}", "bs=256K", "iflag=skip_bytes,count_bytes,nofollow,nonblock"]
@@ -220,10 +220,12 @@ def _operand(path: RemotePath) -> str:
 
 def _entries(listing: bytes) -> Iterator[FileEntry]:
     for row in listing.split(b"\0")[:-1]:
-        kind, size, mtime, name = row.split(b"\t", 3)
-        yield FileEntry(
-            name.decode(errors="surrogateescape"), int(size), float(mtime), _KINDS.get(kind, "other")
-        )
+        try:
+            kind, size, mtime, name = row.split(b"\t", 3)
+            what = _KINDS.get(kind, "other")
+            yield FileEntry(name.decode(errors="surrogateescape"), int(size), float(mtime), what)
+        except ValueError as error:
+            raise ConfigurationError(f"find answered {row[:200]!r}, which is no entry (GNU find?)") from error
 
 
 # errno's English words (strerror(3)) in a tool's complaint -> who can mend it. The first that fits.

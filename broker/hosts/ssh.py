@@ -85,7 +85,7 @@ class SshHost(HostFiles):
         while True:
             with self._channel(deadline) as channel:
                 try:
-                    _hand_over(channel, command, deadline - time.monotonic())
+                    self._hand_over(channel, command, deadline - time.monotonic())
                     return gather(_pump(channel, stdin, deadline=deadline, silence=None))
                 except _Lost as lost:
                     detail = f"{self.name}: {program(argv)} {lost}"
@@ -100,7 +100,7 @@ class SshHost(HostFiles):
         command, deadline = _command(argv), time.monotonic() + timeout
         with self._channel(deadline, transfer=True) as channel:
             try:
-                _hand_over(channel, command, deadline - time.monotonic())
+                self._hand_over(channel, command, deadline - time.monotonic())
                 rc, complaint = yield from _pump(channel, stdin, deadline=None, silence=timeout)
             except _Lost as lost:
                 raise TransferInterrupted(f"{self.name}: {program(argv)} {lost}") from lost
@@ -162,38 +162,36 @@ class SshHost(HostFiles):
             time.sleep(pause)
             pause = min(1.0, pause * 2)
 
+    def _hand_over(self, channel: paramiko.Channel, command: bytes, seconds: float) -> None:
+        """Send the exec request and wait for its acceptance, `seconds` at most.
+
+        `exec_command` has no time-out of its own; closing the channel ends its wait.
+        """
+        expired = threading.Event()
+
+        def give_up() -> None:
+            expired.set()
+            with suppress(SSHException, EOFError, OSError):
+                channel.close()
+
+        alarm = threading.Timer(max(0.0, seconds), give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            channel.exec_command(command)  # bytes go as they are
+        except (SSHException, EOFError, OSError) as error:
+            if expired.is_set():
+                raise _Silent("was not accepted in time") from error
+            if channel.eof_sent:  # answered with a refusal; a lost connection leaves this unset
+                raise Unreachable(f"{self.name}: sshd refused to run a command: {error}") from error
+            raise _Lost(f"was cut off with its connection: {error}") from error
+        finally:
+            alarm.cancel()
+
 
 def _command(argv: Sequence[str]) -> bytes:
     """The command line for the account's login shell, every word quoted."""
     return shlex.join(checked_argv(argv)).encode(errors="surrogateescape")
-
-
-def _hand_over(channel: paramiko.Channel, command: bytes, seconds: float) -> None:
-    """Send the exec request and wait for its acceptance, `seconds` at most.
-
-    `exec_command` has no time-out of its own; closing the channel ends its wait.
-    """
-    transport = channel.get_transport()
-    expired = threading.Event()
-
-    def give_up() -> None:
-        expired.set()
-        with suppress(SSHException, EOFError, OSError):
-            channel.close()
-
-    alarm = threading.Timer(max(0.0, seconds), give_up)
-    alarm.daemon = True
-    alarm.start()
-    try:
-        channel.exec_command(command)  # bytes go as they are
-    except (SSHException, EOFError, OSError) as error:
-        if expired.is_set():
-            raise _Silent("was not accepted in time") from error
-        if transport.is_active():
-            raise Unreachable(f"sshd refused to run a command: {error}") from error
-        raise _Lost(f"was cut off with its connection: {error}") from error
-    finally:
-        alarm.cancel()
 
 
 def _pump(

@@ -27,6 +27,7 @@ class Behaviour:
     drop_before_exec: int = 0
     drop_after_exec: int = 0
     refuse_exec: int = 0
+    cut_before_reply: int = 0
     max_sessions: int = 10
     hang_accept: threading.Event = field(default_factory=threading.Event)
     connections: int = 0
@@ -65,6 +66,10 @@ class _Server(paramiko.ServerInterface):
             behaviour.refuse_exec -= 1
             return False
         behaviour.executed.append(command.decode(errors="surrogateescape"))
+        if behaviour.cut_before_reply:
+            behaviour.cut_before_reply -= 1
+            self._transport.sock.shutdown(socket.SHUT_RDWR)
+            return True
         threading.Thread(target=self._run, args=(channel, command), daemon=True).start()
         return True
 

@@ -46,6 +46,23 @@ def test_a_connection_lost_afterwards_leaves_the_outcome_unknown_and_nothing_is_
     assert server.behaviour.executed == ["echo once"]
 
 
+def test_a_connection_lost_while_the_command_is_taken_in_is_never_called_a_refusal(
+    server: SshServer, host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paramiko wakes the waiter before it marks the connection as lost; that moment is made longer here."""
+    unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
+
+    def slowly(channel: paramiko.Channel) -> None:
+        unlink(channel)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(paramiko.Channel, "_unlink", slowly)
+    server.behaviour.cut_before_reply = 1
+    with pytest.raises(OutcomeUnknown):
+        host.run(["true"], timeout=10)
+    assert server.behaviour.executed == ["true"]
+
+
 def test_a_readonly_command_is_tried_once_more_on_a_fresh_connection(
     server: SshServer, host: SshHost
 ) -> None:
