@@ -1,0 +1,169 @@
+"""What the benchmarks measure: two things in the same minute on the same cluster, and their ratio."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.harness import specs
+from tests.harness.cluster import ROOT, Cluster
+from tests.harness.product import Broker
+
+READERS = Path(__file__).with_name("readers.py")
+
+
+class Typist:
+    """One warm `ssh` session with a shell at its end, into which commands are typed one after the other."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._ssh = subprocess.Popen(
+            cluster.ssh_argv("bash", "--norc"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.type("cd /; echo ready")
+
+    def type(self, line: str) -> str:
+        """Type one line that prints one line; that line."""
+        assert self._ssh.stdin is not None
+        assert self._ssh.stdout is not None
+        self._ssh.stdin.write(line + "\n")
+        self._ssh.stdin.flush()
+        return self._ssh.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self._ssh.stdin is not None
+        self._ssh.stdin.close()
+        self._ssh.wait(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Seconds of the broker and of the plain way, pairwise, and the median of their ratios."""
+
+    broker_s: tuple[float, ...]
+    plain_s: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(
+            ours / plain for ours, plain in zip(self.broker_s, self.plain_s, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"broker {_ms(self.broker_s)}, plain {_ms(self.plain_s)} (medians of {len(self.broker_s)}): "
+            f"ratio {self.median:.2f}"
+        )
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds) * 1000:.0f} ms"
+
+
+def submission_ratio(broker: Broker, rounds: int = 9) -> Ratio:
+    """Four components over SSH: request → all ids stored, against the same four sbatch calls typed into ssh.
+
+    The plain calls are the very ones the broker made (same arguments, same scripts, held, with the same
+    dependencies), under another name; each waits for the id it needs. Rounds alternate; the first is warm-up.
+    """
+    spec = specs.diamond()
+    broker.client.store(spec)
+    typist = Typist(broker.cluster)
+    ours, plain = [], []
+    for _ in range(rounds + 1):
+        run_id, seconds = timed_submission(broker, spec["pipeline_id"])
+        ours.append(seconds)
+        control = f"{broker.cluster.info['shared']}/ml-jobs/{run_id}/control"
+        plain.append(_typed(typist, control, broker.client.get(f"/runs/{run_id}/script")["jobs"]))
+        broker.client.finish(run_id)
+    typist.close()
+    broker.cluster.cancel_by_prefix(BENCH)
+    return Ratio(tuple(ours[1:]), tuple(plain[1:]))
+
+
+BENCH = "bench-"
+
+
+def _typed(typist: Typist, control: str, jobs: Sequence[dict[str, Any]]) -> float:
+    """Seconds for these jobs' sbatch calls, each typed when the one before has answered."""
+    ids: dict[str, str] = {}
+    began = time.perf_counter()
+    for job in jobs:
+        parents = ":".join(ids[name] for name in job["depends_on"])
+        after = [f"--dependency=afterok:{parents}"] if parents else []
+        args = [word for word in job["sbatch_args"] if not word.startswith("--job-name")]
+        words = ["sbatch", "--parsable", "--hold", f"--job-name={BENCH}{job['name']}", *after, *args]
+        ids[job["component"]] = typist.type(shlex.join([*words, f"{control}/{job['component']}/1/job.sh"]))
+        assert ids[job["component"]].isdigit(), ids
+    return time.perf_counter() - began
+
+
+def timed_submission(broker: Broker, pipeline: str) -> tuple[str, float]:
+    """Request a run; its id, and the seconds until every Slurm id is committed to the database.
+
+    The database is looked at directly, once a millisecond: the API would add its own time.
+    """
+    with sqlite3.connect(f"file:{broker.data_dir / 'broker.sqlite3'}?mode=ro", uri=True) as db:
+        began = time.perf_counter()
+        run_id = broker.client.request_run(pipeline)["id"]
+        stored = "select 1 from run_events where run_id = ? and type = 'job_submitted'"
+        while not db.execute(stored, (run_id,)).fetchone():
+            assert time.perf_counter() - began < 300, "never submitted"
+            time.sleep(0.001)
+        return run_id, time.perf_counter() - began
+
+
+def sbatch_rate(cluster: Cluster, calls: int) -> float:
+    """Jobs a second of a plain loop of sbatch calls (held, then cancelled) in one ssh session."""
+    loop = (
+        "cd /tmp; printf '#!/bin/sh\\ntrue\\n' > bench.sh; "
+        f"for ((i = 0; i < {calls}; i++)); do sbatch --parsable --hold --job-name={BENCH}$i --mem=64M "
+        "--time=10 --output=/dev/null bench.sh > /dev/null || exit 1; done; echo done"
+    )
+    typist = Typist(cluster)
+    began = time.perf_counter()
+    assert typist.type(loop) == "done"
+    seconds = time.perf_counter() - began
+    typist.close()
+    cluster.cancel_by_prefix(BENCH)
+    return calls / seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Latencies of GET run in ms, the errors, and the rate."""
+
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    requests: int
+    rate: float
+
+    def __str__(self) -> str:
+        return (
+            f"p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms, {self.errors} errors in {self.requests} "
+            f"reads, {self.rate:.0f}/s"
+        )
+
+
+def read_latency(broker: Broker, run_id: str, *, clients: int, seconds: float, every_s: float) -> Reads:
+    """`clients` readers in one other process; each reads once in `every_s` (0: again at once)."""
+    words = [f"{broker.url}/api/v1/runs/{run_id}", str(clients), str(seconds), str(every_s)]
+    done = subprocess.run(
+        [sys.executable, str(READERS), *words],
+        env={**broker.env, "TOKEN": broker.client.http.headers["Authorization"]},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        check=True,
+    )
+    return Reads(**json.loads(done.stdout))
