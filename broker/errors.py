@@ -7,7 +7,9 @@
     │   ├── BodyTooLarge        … the whole of it is too large
     │   ├── MediaTypeRefused    … its `Content-Type`
     │   ├── MethodNotAllowed    … the HTTP method
-    │   └── KeyReused           … its `Idempotency-Key` was used for another request
+    │   ├── KeyReused           … its `Idempotency-Key` was used for another request
+    │   ├── ImageUnavailable    … an image that the cluster can't get
+    │   └── CodeUnavailable     … code that can't be had
     ├── Unauthenticated       the caller mends it: log in
     ├── Denied                an admin mends it: the role or the file system does not allow it
     ├── NotFound              the caller mends it
@@ -106,6 +108,18 @@ class KeyReused(InvalidRequest):
     """The `Idempotency-Key` was used for a different request; nothing was done."""
 
     code, title = "idempotency_key_reused", "Idempotency-Key used before"
+
+
+class ImageUnavailable(InvalidRequest):
+    """An image that the cluster can't get: no such name or tag, or pulling it failed."""
+
+    code, title = "image_unavailable", "Image unavailable"
+
+
+class CodeUnavailable(InvalidRequest):
+    """A component's code that can't be had: no such repository, ref, upload or folder."""
+
+    code, title = "code_unavailable", "Code unavailable"
 
 
 class Unauthenticated(BrokerError):

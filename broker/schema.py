@@ -25,7 +25,8 @@ from broker.db import Base, Database
 from broker.errors import ConfigurationError
 
 metadata = Base.metadata
-MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""The folder `migrations/` of the project: a link in a checkout, a copy in an installed package."""
 _LOCK = "select pg_advisory_xact_lock(hashtext('broker.migrations'))"
 
 

@@ -10,7 +10,7 @@ import re
 
 from broker.compiler import ResolvedCode, tree_digest_argv
 from broker.context import Context
-from broker.errors import InvalidRequest, Unreachable
+from broker.errors import CodeUnavailable, Unreachable
 from broker.pipelines.tables import UploadRow
 from broker.runs.paths import allowed_path
 from broker.spec import GitCode, PathCode, PipelineSpec, UploadCode
@@ -23,12 +23,6 @@ _GIT_ENVIRONMENT = (
 )
 _AWAY = ("Could not resolve host", "Connection refused", "timed out", "Failed to connect", "unable to access")
 TREE_TIMEOUT_S = 600
-
-
-class CodeUnavailable(InvalidRequest):
-    """A component's code that can't be had: no such repository, ref, upload or folder."""
-
-    code, title = "code_unavailable", "Code unavailable"
 
 
 def resolve_code(ctx: Context, cluster: str, spec: PipelineSpec, tenant: str) -> dict[str, ResolvedCode]:

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from broker.compiler import TEMPLATES, ResolvedImage
 from broker.context import Context
 from broker.db import utcnow
-from broker.errors import ConfigurationError, InvalidRequest, Unreachable
+from broker.errors import ConfigurationError, ImageUnavailable, Unreachable
 from broker.runs.paths import allowed_path
 from broker.runs.tables import ImageRow
 from broker.settings import ClusterSettings
@@ -33,12 +33,6 @@ class ImageSource:
     registry: str
     repository: str
     tag: str
-
-
-class ImageUnavailable(InvalidRequest):
-    """An image that the cluster can't get: no such name or tag, or pulling it failed."""
-
-    code, title = "image_unavailable", "Image unavailable"
 
 
 def image_source(reference: str, cluster: ClusterSettings) -> ImageSource:

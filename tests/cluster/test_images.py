@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import Unreachable
-from broker.runs.images import ImageUnavailable, parse_pull
+from broker.errors import ImageUnavailable, Unreachable
+from broker.runs.images import parse_pull
 
 SCRIPT = Path(__file__).resolve().parents[2] / "templates" / "pull_images.sh"
 pytestmark = pytest.mark.cluster

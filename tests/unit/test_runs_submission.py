@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.errors import Unreachable
-from broker.runs.images import ImageUnavailable, image_source, parse_pull
+from broker.errors import ImageUnavailable, Unreachable
+from broker.runs.images import image_source, parse_pull
 from broker.runs.logs import whole_characters
 from broker.runs.submission import back_off, is_transient, parse_submission
 from broker.settings import ClusterSettings
