@@ -239,6 +239,8 @@ def _pump(
             channel.close()
     if feeder.error is not None:
         raise feeder.error
+    if not channel.eof_received:  # sshd may tell the exit status before it has sent all output
+        raise _Lost("was cut off before the end of its output")
     if channel.exit_status < 0:
         raise _Lost("was cut off or killed: it left no exit status")
     return channel.exit_status, bytes(complaint)

@@ -28,6 +28,7 @@ class Behaviour:
     drop_after_exec: int = 0
     refuse_exec: int = 0
     cut_before_reply: int = 0
+    cut_before_eof: int = 0
     max_sessions: int = 10
     hang_accept: threading.Event = field(default_factory=threading.Event)
     connections: int = 0
@@ -99,6 +100,9 @@ class _Server(paramiko.ServerInterface):
         with suppress(Exception):
             if status >= 0:
                 channel.send_exit_status(status)
+        if self._server.behaviour.cut_before_eof:
+            self._server.behaviour.cut_before_eof -= 1
+            self._transport.sock.shutdown(socket.SHUT_RDWR)
         with suppress(Exception):
             channel.close()
         with self._lock:

@@ -201,6 +201,17 @@ def test_a_stream_that_breaks_off_is_no_end_of_file(server: SshServer, host: Ssh
         next(stream)
 
 
+def test_an_exit_status_without_the_end_of_the_output_is_half_an_answer(
+    server: SshServer, host: SshHost
+) -> None:
+    server.behaviour.cut_before_eof = 2
+    with pytest.raises(OutcomeUnknown):
+        host.run(["echo", "perhaps not all"], timeout=10)
+    with pytest.raises(TransferInterrupted):
+        list(host.stream(["echo", "perhaps not all"], timeout=10))
+    assert host.run(["echo", "all"], timeout=10).stdout == b"all\n"
+
+
 def test_a_command_killed_on_the_host_left_no_outcome(host: SshHost) -> None:
     with pytest.raises(OutcomeUnknown):
         host.run(["sh", "-c", "kill -9 $$"], timeout=5)
