@@ -6,6 +6,8 @@ Seen on 22.05.8, 24.11.5 and 26.05.5:
   field fails the command, so only fields that `sacct -e` lists are asked for (`accounting_fields`); what is
   missing is None in the record.
 - `sacct` 22.05 shows a job that has just ended as `allocation`, without QOS and partition, for up to 3 s.
+- Accounting of 22.05 keeps names in Latin-1 (the rest are question marks), and says exit code 0 of a job
+  whose node failed, later releases 1.
 - `sacct` of all releases writes a double quote in a job's name as a backtick; `squeue` does not.
 - TRES: `squeue` 22.05 writes `gres:gpu:2`, later releases `gres/gpu:2` (`tres.parse_tres` reads both).
 - `squeue -O exit_code` is a raw wait status on 22.05: exit codes are taken from `sacct` alone.

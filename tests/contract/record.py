@@ -44,12 +44,16 @@ JOBS: Mapping[str, tuple[list[str], str]] = {
     "timeout": (["--time=1"], "sleep 600"),
     "cancelled_running": (["--time=10"], "sleep 600"),
     "cancelled_held": (["--hold"], "true"),
-    "deadline": (["--hold", "--time=1", "--deadline=now+65"], "true"),
     "held_user": (["--hold"], "true"),
     "held_admin": (["--hold"], "true"),
     "child": (["--dependency=afterok:{held_user}:{held_admin}"], "true"),
     "never": (["--dependency=afterok:{failed}"], "true"),
-    "gpus": (["--gres=gpu:a100:2", "--cpus-per-task=4", "--time=1-02:00:00"], "sleep 3600"),
+    "gpus": (
+        ["--nodelist=a100-1", "--gres=gpu:a100:2", "--cpus-per-task=4", "--time=1-02:00:00"],
+        "sleep 3600",
+    ),
+    "waiting": (["--nodelist=a100-1", "--exclusive"], "true"),
+    "deadline": (["--nodelist=a100-1", "--exclusive", "--time=1", "--deadline=now+65"], "true"),
     "array": (["--array=0-7%2"], "sleep 3600"),
     "requeued": (["--time=1-00:00:00"], "sleep 3600"),
     "node_fail": (["--no-requeue", "--nodelist=v100-2"], "sleep 3600"),
@@ -63,7 +67,7 @@ class Recorder:
 
     def __init__(self, cluster: str, suite: str) -> None:
         self.cluster = cluster
-        self.control("down", "--purge")
+        subprocess.run([str(PROGRAM), "down", "--purge", "--name", cluster], check=False)  # of a broken try
         self.control("up", "--suite", suite, "--no-images")
         status = subprocess.run(
             [str(PROGRAM), "status", "--name", cluster, "--json"], capture_output=True, check=True
