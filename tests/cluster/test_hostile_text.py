@@ -187,12 +187,11 @@ SPECIAL = {
     "BASH_ENV": "/shared/ml-jobs/evil.sh",
     "SLURM_CONF": "/dev/null",
     "LD_LIBRARY_PATH": "/nowhere",
-    "PATH": "/nowhere",
     "IFS": "a",
     "PS4": f"$(touch /tmp/{CANARY})",
     "OUTPUT_DIR": "/etc",
 }
-"""Variables that mean something to a shell, to Slurm or to Apptainer: wherever they arrive, they change nothing."""
+"""Variables that mean something to a shell, to Slurm or to Apptainer: they change nothing outside."""
 
 DUMP = """
 cat /proc/self/environ > "$OUTPUT_DIR/environ"

@@ -31,8 +31,8 @@ def slurmctld_paused_during_sbatch(broker: Broker, seconds: float) -> str:
     until(
         lambda: journal.exists() and len(journal.read_text().splitlines()) > WIDTH // 4, 60, "sbatch", 0.002
     )
-    began = time.monotonic()
-    with broker.cluster.paused("slurmctld"):
+    with broker.cluster.frozen("slurmctld"):
+        began = time.monotonic()
         before = len(journal.read_text().splitlines())
         assert before < WIDTH + 2, "the pause came after the last sbatch: it proves nothing"
         _last(began, seconds)
