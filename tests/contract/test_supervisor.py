@@ -24,7 +24,6 @@ import os, signal, sys
 from broker.supervisor import die_with
 die_with(int(sys.argv[2]))
 what = sys.argv[1]
-print("hello from", what, os.getpid(), flush=True)
 if what == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if what == "gentle":
@@ -33,7 +32,8 @@ if what == "gentle":
         sys.exit(0)
     signal.signal(signal.SIGTERM, end)
 if what == "misconfigured":
-    sys.exit(78)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(78))
+print("hello from", what, os.getpid(), flush=True)  # from now on it may be sent a signal
 if what == "crashing":
     print("unfinished line", end="", flush=True)
     os._exit(3)
@@ -180,10 +180,11 @@ def test_a_child_that_keeps_dying_is_started_ever_more_slowly(lead: Callable[...
 
 def test_a_child_that_can_not_work_ends_everything_with_its_status(lead: Callable[..., Leader]) -> None:
     leader = lead("plain", "misconfigured")
-    leader.process.wait(PATIENCE_S)
+    plain = leader.pid_of("plain")
+    os.kill(leader.pid_of("misconfigured"), signal.SIGUSR1)
     leader.ends()
     assert "leader ended with 78" in leader.said
-    assert gone(leader.pid_of("plain"))
+    assert gone(plain)
 
 
 def test_a_second_signal_kills_at_once(lead: Callable[..., Leader]) -> None:
