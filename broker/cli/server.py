@@ -112,17 +112,25 @@ def doctor(
 
 @db.command(epilog=examples("broker db upgrade"))
 def upgrade(as_json: Json = False) -> None:
-    """Bring the tables to what this version of the broker needs. Repeating it is harmless."""
-    from broker import schema
+    """Bring the tables to what this version of the broker needs. Repeating it is harmless.
 
-    with _database() as (_, database):
+    The first time it also makes the first admin and says where the one-time password lies.
+    """
+    from broker import schema
+    from broker.identity import service
+
+    with _database() as (config, database):
         before, after = schema.upgrade(database)
+        first = service.ensure_first_admin(database, config.data_dir)
     told = (
         f"Already current ({after})."
         if before == after
         else f"Upgraded from {before or 'nothing'} to {after}."
     )
-    emit({"before": before, "after": after}, lambda: told, as_json=as_json)
+    if first:
+        told += f" Log in as {first.username!r}; the one-time password lies in {first.path}."
+    answer = {"before": before, "after": after, "password_file": str(first.path) if first else None}
+    emit(answer, lambda: told, as_json=as_json)
 
 
 @db.command(epilog=examples("broker db current"))

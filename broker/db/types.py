@@ -7,14 +7,14 @@ import time
 from datetime import UTC, datetime
 
 from sqlalchemy import JSON, DateTime, MetaData
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
 CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
-JsonType = JSON().with_variant(JSONB(), "postgresql")
+JsonType = JSON()
+"""JSON as text on both databases: PostgreSQL's `jsonb` would forget the order in which people wrote it."""
 
 
 class Base(DeclarativeBase):

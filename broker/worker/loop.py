@@ -163,10 +163,12 @@ class ClusterWorker:
         self._woken.set()  # what was seen to end is collected at once
 
     def _clean(self, lease: Lease) -> None:
+        """What is due now and then, and at the beginning: the bucket is there, what has had its time goes."""
         for run_id in due_for_removal(self._ctx, self.cluster):
             remove_run_files(self._ctx, self.cluster, lease, run_id)
-        hours = self._ctx.settings.s3.stale_upload_hours
-        self._ctx.objects.abort_stale_uploads(timedelta(hours=hours))
+        s3 = self._ctx.settings.s3
+        self._ctx.objects.ensure_bucket(s3.cors_origins)
+        self._ctx.objects.abort_stale_uploads(timedelta(hours=s3.stale_upload_hours))
 
     # ---- dispatching ---------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ Revises:
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 import broker.db.types
 
@@ -29,12 +28,12 @@ def upgrade() -> None:
         sa.Column("object_id", sa.String(length=64), nullable=False),
         sa.Column(
             "before",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=True,
         ),
         sa.Column(
             "after",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=True,
         ),
         sa.Column("note", sa.String(), nullable=False),
@@ -190,7 +189,7 @@ def upgrade() -> None:
         sa.Column("test_run_ref", sa.String(length=32), nullable=True),
         sa.Column(
             "overrides",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=False,
         ),
         sa.Column("state", sa.String(length=20), nullable=False),
@@ -200,7 +199,7 @@ def upgrade() -> None:
         sa.Column("auto_retries", sa.Integer(), nullable=False),
         sa.Column(
             "resolved",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=True,
         ),
         sa.Column("error_code", sa.String(length=40), nullable=True),
@@ -251,7 +250,7 @@ def upgrade() -> None:
         sa.Column("nodes", sa.String(), nullable=True),
         sa.Column(
             "resources",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=False,
         ),
         sa.Column("submitted_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
@@ -271,7 +270,7 @@ def upgrade() -> None:
         sa.Column("stored_bytes", sa.BigInteger(), nullable=True),
         sa.Column(
             "metrics",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=True,
         ),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_jobs_run_id_runs")),
@@ -289,7 +288,7 @@ def upgrade() -> None:
         sa.Column("type", sa.String(length=40), nullable=False),
         sa.Column(
             "data",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=False,
         ),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_run_events_run_id_runs")),
@@ -331,12 +330,12 @@ def upgrade() -> None:
         sa.Column("artifact", sa.String(), nullable=False),
         sa.Column(
             "metrics",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=True,
         ),
         sa.Column(
             "training",
-            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            sa.JSON(),
             nullable=False,
         ),
         sa.Column("manifest_key", sa.String(), nullable=False),
