@@ -112,7 +112,12 @@ class S3Settings(_Section):
     embedded_port: int = Field(
         0, ge=0, le=65535, description="Port of the embedded store; 0: a free one, kept"
     )
-    part_size_mib: int = Field(16, ge=5, le=1024, description="Part size of multipart uploads")
+    part_size_mib: int = Field(
+        8,
+        ge=5,
+        le=1024,
+        description="Part size of multipart uploads; one in progress takes five of them in memory",
+    )
     cors_origins: tuple[str, ...] = Field((), description="Web origins that may use presigned URLs")
     presign_expires_s: int = Field(3600, ge=60, le=604800, description="Life of a presigned URL, seconds")
     stale_upload_hours: float = Field(24, gt=0, description="Multipart uploads older than this are aborted")
