@@ -27,6 +27,9 @@ Progress = Callable[[int, int | None], None]
 
 FileKind = Literal["file", "dir", "link", "other"]
 
+COMPLAINT_CHARS = 2000
+"""How much of a program's complaint is kept: it stands in rows, events and answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -39,8 +42,8 @@ class Completed:
     @property
     def complaint(self) -> str:
         """Standard error as one line for a person; says so when there was none."""
-        lines = [line.strip() for line in self.stderr.decode(errors="replace").splitlines()]
-        return "; ".join(line for line in lines if line) or f"exit status {self.rc}, without a word"
+        said = as_one_line(self.stderr.decode(errors="replace"))
+        return said or f"exit status {self.rc}, without a word"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,20 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Let go of connections. A command that runs is not ended by this."""
+
+
+def as_one_line(complaint: str) -> str:
+    r"""What a program complained of as one line for a person, of `COMPLAINT_CHARS` characters at most.
+
+    It may repeat what strangers wrote (a git server's message, a registry's): control characters go, since
+    PostgreSQL stores no NUL and terminals obey the others.
+
+    >>> as_one_line("fatal:\x00no\n\n  such ref\n")
+    'fatal: no; such ref'
+    """
+    lines = ("".join(c if c.isprintable() else " " for c in line).strip() for line in complaint.splitlines())
+    text = "; ".join(line for line in lines if line)
+    return text if len(text) <= COMPLAINT_CHARS else f"{text[:COMPLAINT_CHARS]}…"
 
 
 def checked_argv(argv: Sequence[str]) -> list[str]:

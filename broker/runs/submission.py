@@ -1,8 +1,8 @@
 """The worker's part from a requested run to one that Slurm may start: prepare, submit, release, cancel.
 
 Every step is: read → act on the cluster, outside any transaction → write down what came of it, guarded by
-the lease and by the phase the run was read in. Every action may be repeated: the submission script finds
-its own jobs by their keys, a release or a cancel of a job that had one changes nothing.
+the lease and by the attempt and phase the run was read in. Every action may be repeated: the submission
+script finds its own jobs by their keys, a release or a cancel of a job that had one changes nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
+from broker.hosts.base import as_one_line
 from broker.runs.events import emit
 from broker.runs.planning import encode, load_plan, make_plan
 from broker.runs.service import attempt_jobs
@@ -84,8 +85,7 @@ def parse_submission(stdout: str, stderr: str) -> Submitted:
             fenced = True
         case _:
             pass
-    complaint = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())
-    return Submitted(ids, complete, refused, fenced, complaint)
+    return Submitted(ids, complete, refused, fenced, as_one_line(stderr))
 
 
 def is_transient(complaint: str) -> bool:
@@ -106,36 +106,40 @@ class Submitter:
 
     def advance(self, run_id: str) -> None:
         """Do whatever the run needs next, until it needs nothing more from here."""
-        steps: dict[Phase, Callable[[str], bool]] = {
+        steps: dict[Phase, Callable[[RunRow], bool]] = {
             Phase.PREPARING: self._prepare,
             Phase.SUBMITTING: self._submit,
             Phase.RELEASING: self._release,
         }
+        run = self._read(run_id)
         try:
             while True:
-                run = self._read(run_id)
                 if run.cancel_requested_at is not None:
                     self._cancel(run)
                     return
                 step = steps.get(Phase(run.phase))
-                if step is None or not step(run_id):
+                if step is None or not step(run):
                     return
+                run = self._read(run_id)
         except (Unreachable, OutcomeUnknown) as error:
-            self._postpone(run_id, error)
+            self._postpone(run, error)
         except BrokerError as error:
-            self._fail(run_id, error)
+            if run.cancel_requested_at is not None:
+                self._postpone(run, error)  # the wish stands, whatever stands in its way
+            else:
+                self._fail(run, error)
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception:  # a defect of ours: the run waits, visibly, and holds up nobody else
-            self._postpone(run_id, BrokerError("The broker met a defect of its own here; see its log"))
+            self._postpone(run, BrokerError("The broker met a defect of its own here; see its log"))
             raise
 
     # ---- steps: each gives True when the next one can follow at once --------------------------------
 
-    def _prepare(self, run_id: str) -> bool:
-        plan, resolved = make_plan(self._ctx, run_id)
+    def _prepare(self, seen: RunRow) -> bool:
+        plan, resolved = make_plan(self._ctx, seen.id)
         with self._ctx.db.write() as session:
-            run = self._locked(session, run_id, Phase.PREPARING)
+            run = self._locked(session, seen, Phase.PREPARING)
             if run is None:
                 return True
             session.merge(
@@ -152,8 +156,11 @@ class Submitter:
             emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)
         return True
 
-    def _submit(self, run_id: str) -> bool:
-        run, plan = self._read_plan(run_id)
+    def _submit(self, run: RunRow) -> bool:
+        with self._ctx.db.read() as session:
+            plan = load_plan(session, run.id, run.attempt)
+        if plan is None:
+            raise InvalidRequest("The run has no stored plan; retry it")
         with slurm_call(self._cluster, "submit"):
             answer = self._send(plan)
         if answer.refused is not None and not is_transient(answer.complaint):
@@ -165,16 +172,16 @@ class Submitter:
             raise OutcomeUnknown(f"The submission is not complete yet, and is gone over again: {detail}")
         now = utcnow()
         with self._ctx.db.write() as session:
-            locked = self._locked(session, run_id, Phase.SUBMITTING)
+            locked = self._locked(session, run, Phase.SUBMITTING)
             if locked is None:
                 return True
-            submission = session.get_one(SubmissionRow, (run_id, run.attempt))
+            submission = session.get_one(SubmissionRow, (run.id, run.attempt))
             submission.submitted_at = now
-            jobs = attempt_jobs(session, run_id, run.attempt)
+            jobs = attempt_jobs(session, run.id, run.attempt)
             for job in jobs:
                 job.slurm_job_id = answer.ids[job.component]
                 job.state, job.submitted_at, job.observed_at = JobState.PENDING, now, now
-            hold = session.get(RunHoldRow, (run_id, "submission"))
+            hold = session.get(RunHoldRow, (run.id, "submission"))
             if hold is not None:
                 session.delete(hold)
             locked.phase = Phase.RELEASING
@@ -200,11 +207,10 @@ class Submitter:
         )
         return parse_submission(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
-    def _release(self, run_id: str) -> bool:
+    def _release(self, run: RunRow) -> bool:
         with self._ctx.db.read() as session:
-            run = session.get_one(RunRow, run_id)
-            holds = session.query(RunHoldRow).filter_by(run_id=run_id).count()
-            jobs = attempt_jobs(session, run_id, run.attempt)
+            holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
+            jobs = attempt_jobs(session, run.id, run.attempt)
         if holds:
             return False
         children_first = [job.slurm_job_id for job in reversed(jobs) if job.slurm_job_id]
@@ -216,9 +222,9 @@ class Submitter:
             if result.kind in {ResultKind.DENIED, ResultKind.INVALID_REQUEST}:
                 raise SlurmRefused(f"Slurm refused to release job {number}: {result.message}")
         with self._ctx.db.write() as session:
-            locked = self._locked(session, run_id, Phase.RELEASING)
+            locked = self._locked(session, run, Phase.RELEASING)
             if locked is not None:
-                session.get_one(SubmissionRow, (run_id, locked.attempt)).released_at = utcnow()
+                session.get_one(SubmissionRow, (run.id, run.attempt)).released_at = utcnow()
                 locked.phase = Phase.ACTIVE
                 locked.tries, locked.next_try_at, locked.trouble = 0, None, None
                 emit(session, locked, "run_released", attempt=locked.attempt)
@@ -230,7 +236,7 @@ class Submitter:
         """Pursue the wish to cancel; what Slurm has not yet ended is left to the tracker to see end."""
         self._end_jobs(run, "cancelled before it was submitted")
         with self._ctx.db.write() as session:
-            locked = self._locked(session, run.id, None)
+            locked = self._locked(session, run)
             if locked is None or locked.phase == Phase.DONE:
                 return
             locked.phase = Phase.ACTIVE
@@ -258,7 +264,8 @@ class Submitter:
             with slurm_call(self._cluster, "cancel"):
                 self._ctx.slurm(self._cluster).cancel(live)
         with self._ctx.db.write() as session:
-            self._lease.confirm(session)
+            if self._locked(session, run) is None:
+                return
             for job in attempt_jobs(session, run.id, run.attempt):
                 job.slurm_job_id = job.slurm_job_id or found.get(job.name)
                 if JobState(job.state).ended:
@@ -280,31 +287,33 @@ class Submitter:
         by_name = self._ctx.slurm(self._cluster).find_by_name([job.name for job in unsure], run.created_at)
         return {name: ids[-1] for name, ids in by_name.items() if ids}
 
-    def _fail(self, run_id: str, error: BrokerError) -> None:
-        """A run that can't go on: what was submitted of it is cancelled by key, all or nothing."""
-        run = self._read(run_id)
+    def _fail(self, run: RunRow, error: BrokerError) -> None:
+        """A run that can't go on: what was submitted of it is cancelled by key, all or nothing.
+
+        It is not over before that is certain: whatever stands in the way is waited for.
+        """
         try:
             self._end_jobs(run, error.detail)
-        except (Unreachable, OutcomeUnknown) as unreachable:
-            self._postpone(run_id, unreachable)
+        except BrokerError as obstacle:
+            self._postpone(run, obstacle)
             return
         now = utcnow()
         with self._ctx.db.write() as session:
-            locked = self._locked(session, run_id, None)
+            locked = self._locked(session, run)
             if locked is None or locked.phase not in _BEFORE_ACTIVE:
                 return
             locked.error_code, locked.error = error.code, error.detail
             locked.phase, locked.state, locked.ended_at = Phase.DONE, RunState.FAILED, now
             locked.trouble, locked.next_try_at = None, None
-            for hold in session.query(RunHoldRow).filter_by(run_id=run_id):
+            for hold in session.query(RunHoldRow).filter_by(run_id=run.id):
                 session.delete(hold)
             emit(session, locked, "run_finished", state=RunState.FAILED, error=error.detail)
             run_ended(locked)
 
-    def _postpone(self, run_id: str, error: BrokerError) -> None:
+    def _postpone(self, seen: RunRow, error: BrokerError) -> None:
         """Time mends it: note what stands in the way and when to try again."""
         with self._ctx.db.write() as session:
-            run = self._locked(session, run_id, None)
+            run = self._locked(session, seen)
             if run is None:
                 return
             delay = back_off(run.tries)
@@ -320,19 +329,15 @@ class Submitter:
         with self._ctx.db.read() as session:
             return session.get_one(RunRow, run_id)
 
-    def _read_plan(self, run_id: str) -> tuple[RunRow, Plan]:
-        with self._ctx.db.read() as session:
-            run = session.get_one(RunRow, run_id)
-            plan = load_plan(session, run_id, run.attempt)
-        if plan is None:
-            raise InvalidRequest("The run has no stored plan; retry it")
-        return run, plan
+    def _locked(self, session: Session, seen: RunRow, phase: Phase | None = None) -> RunRow | None:
+        """The run, locked, if it is still in the attempt it was seen in, and in `phase`.
 
-    def _locked(self, session: Session, run_id: str, phase: Phase | None) -> RunRow | None:
-        """The run, locked, if it is still in `phase`; raises `LeaseLost` when another worker took over."""
+        While the cluster was asked, it may have ended and been retried: then nothing of this concerns it.
+        Raises `LeaseLost` when another worker took over.
+        """
         self._lease.confirm(session)
-        run = session.get_one(RunRow, run_id, with_for_update=True)
-        return run if phase is None or run.phase == phase else None
+        run = session.get_one(RunRow, seen.id, with_for_update=True)
+        return run if run.attempt == seen.attempt and (phase is None or run.phase == phase) else None
 
 
 _BEFORE_ACTIVE = {Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING}

@@ -93,3 +93,15 @@ def test_a_log_is_cut_between_characters() -> None:
 
 def test_garbage_in_a_log_is_not_held_back() -> None:
     assert whole_characters(b"abc\xff") == b"abc\xff" or whole_characters(b"abc\xff\xff\xff\xff") != b""
+
+
+def test_a_login_banner_is_not_taken_for_an_image() -> None:
+    answer = f"Welcome! Last\nok go\nok sha256:{'0' * 64} 12 /i/a.sif\n"
+    assert parse_pull(["r/a:1"], answer)["r/a:1"][0].sif == "/i/a.sif"
+
+
+def test_a_complaint_that_a_stranger_wrote_is_one_bounded_line() -> None:
+    said = parse_submission("refused a 1\n", f"remote: \0\x1b[2J\n{'x' * 2**20}\n").complaint
+    assert said.startswith("remote: ")
+    assert said.isprintable()
+    assert len(said) < 2100
