@@ -105,16 +105,18 @@ def from_marker(marker: Marker) -> Sighting:
 
 
 def unseen(known: Known, now: datetime, deadline: timedelta) -> Sighting:
-    """No source knows the job: UNKNOWN, until the deadline has passed since it was first missed."""
+    """No source knows what became of it: UNKNOWN, until the deadline has passed since it was first missed."""
     since = known.unknown_since
     if since is not None and now - since > deadline:
         return Sighting(
             JobState.FAILED,
-            reason="Lost: squeue, sacct and its completion marker have known nothing of it "
+            reason="Lost: it left squeue, and sacct and its completion marker have known no end of it "
             f"since {since:%Y-%m-%d %H:%M} UTC",
             ended_at=now,
         )
-    return Sighting(JobState.UNKNOWN, reason="Neither squeue nor sacct nor its completion marker knows it")
+    return Sighting(
+        JobState.UNKNOWN, reason="It left squeue; neither sacct nor its completion marker knows how it ended"
+    )
 
 
 NEVER_STARTS = "BadConstraints"

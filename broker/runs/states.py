@@ -161,21 +161,25 @@ def failure_class(state: JobState) -> FailureClass | None:
 
 
 class HasState(Protocol):
-    """What `derive_run_state` looks at."""
+    """What `derive_run_state` looks at: the state, and whether the job was ever seen to have started."""
 
     @property
     def state(self) -> JobState: ...  # noqa: D102
+    @property
+    def started(self) -> bool: ...  # noqa: D102
 
 
 def derive_run_state(jobs: Iterable[HasState], *, cancel_requested: bool, stored: bool) -> RunState:
     """The state of a run from the newest job of each component.
 
     `stored`: every ended job's results lie in the object store. A run whose jobs have all completed is not
-    yet a success: what it made must be safe first. UNKNOWN is not an end: absence is never success.
+    yet a success: what it made must be safe first. UNKNOWN is not an end: absence is never success; nor does
+    a job that had started wait again because nobody knows of it.
 
     >>> derive_run_state([], cancel_requested=True, stored=True)
     <RunState.CANCELLED: 'cancelled'>
     """
+    jobs = list(jobs)
     states = [job.state for job in jobs]
     if all(state.ended for state in states):
         if not stored:
@@ -183,7 +187,10 @@ def derive_run_state(jobs: Iterable[HasState], *, cancel_requested: bool, stored
         if all(state is JobState.COMPLETED for state in states) and states:
             return RunState.SUCCEEDED
         return RunState.CANCELLED if cancel_requested else RunState.FAILED
-    started = any(state.occupies_nodes or state in _WORKED for state in states)
+    started = any(
+        job.state.occupies_nodes or job.state in _WORKED or (job.state is JobState.UNKNOWN and job.started)
+        for job in jobs
+    )
     return RunState.RUNNING if started else RunState.QUEUED
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from broker import metrics
 from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import Lease
+from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, SlurmRefused, Unreachable
 from broker.hosts import SshHost
 from broker.runs.events import emit
@@ -39,11 +42,13 @@ from broker.runs.observation import (
 from broker.runs.planning import load_plan
 from broker.runs.service import attempt_jobs, newest_jobs, start_attempt
 from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
+from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
 from broker.runs.telemetry import job_ended, polled, run_ended, slurm_call
 from broker.slurm import QueueSnapshot
 
-ENDED = [state for state in JobState if state.ended]
+log = structlog.get_logger("broker.tracking")
+
 SACCT_PAUSE_S = 15.0
 SACCT_CHUNK = 500
 """Job ids in one sacct call: far below the argument limit, and one query stays short for slurmdbd."""
@@ -73,11 +78,19 @@ class Tracker:
         sightings, trouble = self._sightings(watched, snapshot)
         self._note(trouble, snapshot.taken_at)
         self._reap(watched, sightings)
+        names = {job.name for job in watched}
+        adopt_strays(self._ctx, self._cluster, self._lease, names, snapshot.jobs)
         by_run: dict[str, list[JobRow]] = defaultdict(list)
         for job in watched:
             by_run[job.run_id].append(job)
         for run_id, jobs in by_run.items():
-            self._apply(run_id, jobs, sightings, snapshot.taken_at)
+            try:
+                self._apply(run_id, jobs, sightings, snapshot.taken_at)
+            except LeaseLost:
+                raise
+            except Exception:  # whatever is wrong with one run, the others are seen
+                log.exception("run_not_tracked", cluster=self._cluster, run_id=run_id)
+                metrics.WORKER_DEFECTS.inc()
 
     # ---- seeing -------------------------------------------------------------------------------------
 
@@ -104,7 +117,9 @@ class Tracker:
         """What the sources say, by row id, and what stood in the way of asking the later ones.
 
         Without accounting, what squeue says still counts, and of jobs it has lost nothing is concluded.
-        A job id under another name is a recycled id: not ours.
+        A job id under another name is a recycled id: not ours. A job that squeue has lost and that lives on
+        in accounting is a "runaway" (sacctmgr(1)), or its end is under way to slurmdbd: that it runs is not
+        believed, unless squeue said something that was not understood.
         """
         queue = {entry.job_id: entry for entry in snapshot.jobs}
         seen: dict[str, Sighting] = {}
@@ -125,7 +140,9 @@ class Tracker:
             now = utcnow()
             deadline = timedelta(seconds=self._settings.unknown_deadline_s)
             for job in gone:
-                found = accounts.get(job.id) or self._marked(job) or unseen(known(job), now, deadline)
+                found = accounts.get(job.id)
+                if found is None or not (found.state.ended or snapshot.bad_rows):
+                    found = self._marked(job) or unseen(known(job), now, deadline)
                 seen[job.id] = found
         except BrokerError as error:
             return seen, error.detail
@@ -170,10 +187,12 @@ class Tracker:
         with self._ctx.db.write() as session:
             self._lease.confirm(session)
             run = session.get_one(RunRow, run_id, with_for_update=True)
+            run.updated_at = utcnow()  # a new version of the run: what its ETag stands for has changed
+            rows = {job.id: job for job in session.scalars(select(JobRow).where(JobRow.run_id == run_id))}
             for job_id in settled:
-                session.get_one(JobRow, job_id).reap = False
+                rows[job_id].reap = False
             for job_id, sighting in changes.items():
-                job = session.get_one(JobRow, job_id)
+                job = rows[job_id]
                 if change(known(job), sighting, taken_at) is not None:
                     write_sighting(session, run, job, sighting, taken_at)
                     if never_starts(sighting):
@@ -272,7 +291,8 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
     if seen.state.occupies_nodes and not before.occupies_nodes:
         emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=f"{run.id}/{job.component}")
     if seen.state.ended:
-        job.storing = "pending" if job.started_at is not None else "none"
+        ran = job.started_at is not None or seen.state is JobState.COMPLETED
+        job.storing = "pending" if ran else "none"
         if seen.state is JobState.COMPLETED:
             emit(session, run, "job_completed", **about, duration_s=duration(job))
         else:
@@ -304,7 +324,7 @@ def settle(ctx: Context, session: Session, run: RunRow) -> None:
     states = [JobState(job.state) for job in jobs]
     stored = all(job.storing in {"none", "stored", "failed"} for job in jobs)
     state = derive_run_state(
-        [_WithState(value) for value in states],
+        [_Facts(JobState(job.state), job.started_at is not None) for job in jobs],
         cancel_requested=run.cancel_requested_at is not None,
         stored=stored,
     )
@@ -361,6 +381,7 @@ def explain(jobs: Sequence[JobRow]) -> tuple[str, str]:
     return "job_permanent", "The run failed."
 
 
-class _WithState:
-    def __init__(self, state: JobState) -> None:
-        self.state = state
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    state: JobState
+    started: bool

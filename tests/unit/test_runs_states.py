@@ -13,6 +13,7 @@ from broker.slurm.states import SlurmState
 @dataclass
 class Job:
     state: JobState
+    started: bool = False
 
 
 def derive(*states: JobState, cancel: bool = False, stored: bool = True) -> RunState:
@@ -47,6 +48,12 @@ def test_a_run_whose_results_are_not_stored_yet_is_no_success() -> None:
 def test_unknown_is_neither_success_nor_failure() -> None:
     assert not S.UNKNOWN.ended
     assert not derive(S.UNKNOWN, S.COMPLETED).final
+
+
+def test_a_run_that_started_does_not_seem_to_wait_again_when_nobody_knows_of_it() -> None:
+    lost = Job(S.UNKNOWN, started=True)
+    assert derive_run_state([lost], cancel_requested=False, stored=True) is RunState.RUNNING
+    assert derive(S.UNKNOWN) is RunState.QUEUED
 
 
 def test_a_cancelled_run_that_had_completed_everything_is_a_success() -> None:
