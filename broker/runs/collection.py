@@ -9,9 +9,11 @@ not yet stored. Only then does the database say so.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,12 +36,18 @@ from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import collecting, store_failed, stored
 from broker.runs.tracking import read_marker, settle
 from broker.spec import PipelineSpec, canonical
+from broker.text import unstorable
 
 METRICS_LIMIT = 1 << 20
 """Bytes of `metrics.json` that are read into the database; the file itself is stored whatever its size."""
 
 SIDE_BY_SIDE = 4
 """Uploads of small files at once: half of the channels that a connection has."""
+
+PATIENCE = timedelta(days=1)
+"""How long after a job's end storing its results is tried again while an admin has something to mend: keys
+that the object store refuses, a bucket that is gone, files that can't be read. For what time mends there is
+no limit."""
 
 SMALL = 1 << 20
 """Bytes below which a file is small."""
@@ -93,7 +101,10 @@ class Collector:
         self._log_limit = ctx.cluster(cluster).log_limit_mib << 20
 
     def collect(self, job_id: str) -> None:
-        """Store one job's results; trouble that time mends is tried again, with back-off, for ever."""
+        """Store one job's results; trouble that time mends is tried again, with back-off, for ever.
+
+        What an admin mends has a day (`PATIENCE`), a checksum that differs five more tries.
+        """
         with self._ctx.db.read() as session:
             job = session.get_one(JobRow, job_id)
             run = session.get_one(RunRow, job.run_id)
@@ -103,23 +114,17 @@ class Collector:
         try:
             with collecting():
                 manifest, values, output_dir = self._store(run, job, spec)
-        except (Unreachable, OutcomeUnknown) as error:
-            self._later(job_id, error)
-        except IntegrityError as error:
-            # A file may have been caught while it was still being flushed: a few more tries tell.
-            if job.store_tries < 5:
-                self._later(job_id, error)
-            else:
-                self._finish(job_id, None, None, None, error)
+            self._finish(job, manifest, values, output_dir, None)
         except BrokerError as error:
-            self._finish(job_id, None, None, None, error)
+            if worth_trying_again(error, job.store_tries, utcnow() - (job.ended_at or utcnow())):
+                self._later(job, error)
+            else:
+                self._finish(job, None, None, None, error)
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception:  # a defect of ours: it is tried again with back-off, and holds up nobody else
-            self._later(job_id, BrokerError("The broker met a defect of its own here; see its log"))
+            self._later(job, BrokerError("The broker met a defect of its own here; see its log"))
             raise
-        else:
-            self._finish(job_id, manifest, values, output_dir, None)
 
     def _store(
         self, run: RunRow, job: JobRow, spec: PipelineSpec
@@ -202,8 +207,7 @@ class Collector:
     def _upload(self, host: Host, source: Source, prefix: str, digest: str | None) -> StoredFile:
         key = object_key(prefix, source.name)
         if digest is None:  # a log above the cap: head and tail, the cut shown
-            data = b"".join(clipped(host, source, self._log_limit))
-            done = self._ctx.objects.put_bytes(key, data)
+            done = self._ctx.objects.upload_stream(key, clipped(host, source, self._log_limit))
             return StoredFile(path=source.name, size=done.size, sha256=done.sha256 or "", key=key)
         if not self._ctx.objects.already_stored(key, source.size, digest):
             self._ctx.objects.upload_stream(
@@ -217,29 +221,29 @@ class Collector:
         if found is None or found.size > METRICS_LIMIT:
             return None
         try:
-            values = json.loads(b"".join(host.read(found.path)), parse_constant=str)
-        except ValueError:
+            values = json.loads(b"".join(host.read(found.path, 0, METRICS_LIMIT)), parse_constant=str)
+        except (ValueError, RecursionError):
             return None
         return values if isinstance(values, dict) and storable(values) else None
 
     def _finish(
         self,
-        job_id: str,
+        seen: JobRow,
         manifest: Manifest | None,
         values: dict[str, Any] | None,
         output_dir: str | None,
         error: BrokerError | None,
     ) -> None:
         with self._ctx.db.write() as session:
-            self._lease.confirm(session)
-            job = session.get_one(JobRow, job_id)
-            run = session.get_one(RunRow, job.run_id, with_for_update=True)
+            run, job = self._locked(session, seen)
             if job.storing != "pending":
                 return
             if manifest is None:
                 job.storing, job.store_error = "failed", error.detail if error else "unknown"
                 emit(session, run, "run_trouble", component=job.component, detail=job.store_error)
             else:
+                if run.trouble == job.store_error:
+                    run.trouble = None
                 job.storing, job.store_error = "stored", None
                 job.manifest_key = _manifest_key_of(manifest, run, job, session)
                 job.manifest_sha256 = manifest.sha256
@@ -261,18 +265,31 @@ class Collector:
             if not RunState(run.state).final:
                 settle(self._ctx, session, run)
 
-    def _later(self, job_id: str, error: BrokerError) -> None:
+    def _later(self, seen: JobRow, error: BrokerError) -> None:
         store_failed(self._cluster)
         with self._ctx.db.write() as session:
-            self._lease.confirm(session)
-            job = session.get_one(JobRow, job_id)
-            run = session.get_one(RunRow, job.run_id, with_for_update=True)
+            run, job = self._locked(session, seen)
             job.store_next_try_at = utcnow() + back_off(job.store_tries)
             job.store_tries += 1
-            job.store_error = error.detail
-            if run.trouble != error.detail:
-                run.trouble = error.detail
+            run.trouble = error.detail
+            if job.store_error != error.detail:
+                job.store_error = error.detail
                 emit(session, run, "run_trouble", component=job.component, detail=error.detail)
+
+    def _locked(self, session: Session, seen: JobRow) -> tuple[RunRow, JobRow]:
+        """The run, locked, then the job: what is read of a job under its run's lock is the newest."""
+        self._lease.confirm(session)
+        run = session.get_one(RunRow, seen.run_id, with_for_update=True)
+        return run, session.get_one(JobRow, seen.id)
+
+
+def worth_trying_again(error: BrokerError, tries: int, since_end: timedelta) -> bool:
+    """Whether storing a job's results may yet succeed, `since_end` after the job's end and `tries` tries."""
+    if isinstance(error, (Unreachable, OutcomeUnknown)):
+        return True
+    if isinstance(error, IntegrityError):
+        return tries < 5  # a file may have been caught while it was still being flushed
+    return since_end < PATIENCE
 
 
 def results_prefix(run: RunRow, spec: PipelineSpec) -> str:
@@ -295,13 +312,25 @@ def load_manifest(ctx: Context, job: JobRow) -> Manifest:
 
 
 def storable(value: object) -> bool:
-    """Whether a JSON value fits a database: no NUL, no lone surrogate, no number beyond a double."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except ValueError:
+    """Whether a JSON value fits a database and can be shown again.
+
+    No NUL, no lone surrogate, not nested too deeply (`broker.text`), no number beyond a double.
+    """
+    if next(unstorable(value), None) is not None:
         return False
-    return "\\u0000" not in json.dumps(value) and "\x00" not in text
+    return all(abs(number) <= sys.float_info.max for number in _numbers(value))
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    match value:
+        case int() | float():
+            yield value
+        case dict():
+            for item in value.values():
+                yield from _numbers(item)
+        case list():
+            for item in value:
+                yield from _numbers(item)
 
 
 def clipped(host: Host, source: Source, limit: int) -> Iterator[bytes]:
