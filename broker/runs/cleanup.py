@@ -44,7 +44,16 @@ def due_for_removal(ctx: Context, cluster: str, limit: int = 20) -> list[str]:
 
 
 def remove_run_files(ctx: Context, cluster: str, lease: Lease, run_id: str) -> None:
-    """Remove one run's directory, if it carries our marker; a failure is logged and tried again."""
+    """Remove one run's directory, if it carries our marker; a failure is logged and tried again.
+
+    The row says so first: from then on the run can't be retried, and nothing is taken from a new attempt.
+    """
+    with ctx.db.write() as session:
+        lease.confirm(session)
+        run = session.get_one(RunRow, run_id, with_for_update=True)
+        if run.phase != Phase.DONE or run.removed_at is not None:
+            return
+        run.removed_at = utcnow()
     try:
         directory = run_dir(ctx.profile(cluster), run_id)
         host = ctx.host(cluster)
@@ -52,9 +61,13 @@ def remove_run_files(ctx: Context, cluster: str, lease: Lease, run_id: str) -> N
             host.remove_tree(directory, MARKER)
     except BrokerError as error:
         log.warning("run_files_not_removed", run_id=run_id, detail=error.detail)
-        return
+        removed = False
+    else:
+        removed = True
     with ctx.db.write() as session:
         lease.confirm(session)
         run = session.get_one(RunRow, run_id, with_for_update=True)
-        run.removed_at = utcnow()
-        emit(session, run, "run_files_removed")
+        if removed:
+            emit(session, run, "run_files_removed")
+        else:
+            run.removed_at = None

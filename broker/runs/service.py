@@ -309,7 +309,7 @@ def retry_run(
     components: Sequence[str] | None,
     once: Once | None = None,
 ) -> RunView:
-    """Run the failed components (or those named) and their descendants again, as a new attempt."""
+    """Run the failed components (and those named) and their descendants again, as a new attempt."""
     with ctx.db.write() as session:
         if once:
             once.before(session)
@@ -347,11 +347,11 @@ def start_attempt(
     if unknown:
         detail = f"The run has no component {unknown[0]!r}; it has: {', '.join(order)}"
         raise InvalidRequest(detail, problems=[Problem("/components", "unknown_component", detail)])
-    failed = [name for name in order if JobState(newest[name].state) is not JobState.COMPLETED]
+    failed = [name for name in order if not _is_safe(newest[name])]
     roots = list(components) if components else failed
     if not roots:
         raise Conflict("Every component has completed; name in `components` what shall run again")
-    wanted = set(roots) | set(failed) | set(descendants(spec, roots))
+    wanted = {*roots, *failed, *descendants(spec, [*roots, *failed])}
     run.attempt += 1
     run.phase, run.state = Phase.PREPARING, RunState.QUEUED
     run.cancel_requested_at = run.cancelled_by = run.ended_at = run.error = run.error_code = None
@@ -365,6 +365,11 @@ def start_attempt(
     session.merge(RunHoldRow(run_id=run.id, kind="submission", reason="", since=utcnow()))
     emit(session, run, "run_retried", attempt=run.attempt, components=again)
     return again
+
+
+def _is_safe(job: JobRow) -> bool:
+    """Whether a component need not run again: it completed, and what it made did not get lost on the way."""
+    return job.state == JobState.COMPLETED and job.storing != "failed"
 
 
 def stored_spec(session: Session, run: RunRow) -> str:

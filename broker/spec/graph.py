@@ -130,5 +130,6 @@ def descendants(spec: PipelineSpec, names: Iterable[str]) -> set[str]:
     graph = graph_of(spec)
     found: set[str] = set()
     for name in names:
-        found |= nx.descendants(graph, name)
+        if name not in found:
+            found |= nx.descendants(graph, name)
     return found

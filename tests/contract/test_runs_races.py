@@ -1,0 +1,223 @@
+"""What happens to a run while somebody else was looking elsewhere: on a real database, both kinds of it."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from broker.context import Context
+from broker.db import leases, utcnow
+from broker.db.leases import Lease
+from broker.errors import SlurmRefused
+from broker.identity import Principal, Role
+from broker.runs.cleanup import remove_run_files
+from broker.runs.observation import Sighting
+from broker.runs.schemas import RunRequest
+from broker.runs.service import attempt_jobs, cancel_run, create_run, retry_run
+from broker.runs.states import JobState, Phase, RunState
+from broker.runs.strays import adopt_strays
+from broker.runs.submission import Submitter
+from broker.runs.tables import JobRow, RunRow
+from broker.runs.tracking import Tracker
+from broker.slurm import QueueJob, QueueSnapshot
+from broker.slurm.states import SlurmState
+from broker.slurm.tres import parse_tres
+from tests.api_support import Api, context
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ctx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    with context(tmp_path, url) as made:
+        yield made
+
+
+@pytest.fixture
+def ann(ctx: Context) -> Principal:
+    api, name = Api(ctx), f"ann-{secrets.token_hex(4)}"  # the tests share one PostgreSQL
+    user_id = api.add(name, tenant=name)
+    assert api.store(name).status_code == 201
+    return Principal(user_id, name, Role.RESEARCHER, name)
+
+
+@pytest.fixture
+def lease(ctx: Context) -> Lease:
+    held = leases.acquire(ctx.db, "worker:main", "test", 300)
+    assert held is not None
+    return held
+
+
+def row(ctx: Context, run_id: str) -> RunRow:
+    with ctx.db.read() as session:
+        return session.get_one(RunRow, run_id)
+
+
+def jobs_of(ctx: Context, run_id: str) -> dict[str, JobRow]:
+    with ctx.db.read() as session:
+        run = session.get_one(RunRow, run_id)
+        return {job.component: job for job in attempt_jobs(session, run_id, run.attempt)}
+
+
+def requested(ctx: Context, ann: Principal) -> str:
+    return create_run(ctx, ann, RunRequest(pipeline="digits")).id
+
+
+def submitted(ctx: Context, run_id: str, state: JobState = JobState.PENDING) -> None:
+    """Slurm has every job."""
+    with ctx.db.write() as session:
+        session.get_one(RunRow, run_id).phase = Phase.ACTIVE
+        for number, job in enumerate(attempt_jobs(session, run_id, 1), 100):
+            job.slurm_job_id, job.state = number, state
+            job.submitted_at = job.observed_at = utcnow() - timedelta(minutes=5)
+            job.started_at = job.observed_at if state.occupies_nodes else None
+
+
+def queued(job: JobRow, number: int, user: str, state: SlurmState = SlurmState.PENDING) -> QueueJob:
+    nothing = parse_tres("")
+    return QueueJob(
+        job_id=number,
+        name=job.name,
+        state=state,
+        reason="JobHeldUser",
+        user=user,
+        account="default",
+        qos="normal",
+        partition="main",
+        submit=None,
+        start=None,
+        end=None,
+        time_limit_s=60,
+        nodes=(),
+        node_count=1,
+        cpus=1,
+        tres=nothing,
+        priority=0,
+        nice=0,
+        dependency="",
+        restart_count=0,
+    )
+
+
+def test_cancelling_an_attempt_leaves_the_one_after_it_alone(
+    ctx: Context, ann: Principal, lease: Lease
+) -> None:
+    run_id, submitter = requested(ctx, ann), Submitter(ctx, "main", lease)
+    cancel_run(ctx, ann, run_id)
+    seen = row(ctx, run_id)
+    submitter.advance(run_id)
+    assert row(ctx, run_id).state == RunState.CANCELLED
+    retry_run(ctx, ann, run_id, None)
+    submitter._cancel(seen)  # the cluster was slow to answer
+    assert row(ctx, run_id).phase == Phase.PREPARING
+    assert {job.state for job in jobs_of(ctx, run_id).values()} == {JobState.INTENDED}
+
+
+def test_the_failure_of_an_attempt_is_not_that_of_the_one_after_it(
+    ctx: Context, ann: Principal, lease: Lease
+) -> None:
+    run_id, submitter = requested(ctx, ann), Submitter(ctx, "main", lease)
+    seen = row(ctx, run_id)
+    submitter._fail(seen, SlurmRefused("no"))
+    assert row(ctx, run_id).state == RunState.FAILED
+    retry_run(ctx, ann, run_id, None)
+    submitter._fail(seen, SlurmRefused("no"))
+    submitter._postpone(seen, SlurmRefused("no"))
+    after = row(ctx, run_id)
+    assert (after.state, after.phase, after.error, after.tries) == ("queued", "preparing", None, 0)
+
+
+def test_a_job_that_came_into_being_after_its_run_was_given_up_is_found_and_ended(
+    ctx: Context, ann: Principal, lease: Lease
+) -> None:
+    run_id = requested(ctx, ann)
+    waiting = jobs_of(ctx, run_id)["loader"]
+    me = getpass.getuser()
+    adopt_strays(ctx, "main", lease, set(), [queued(waiting, 7, me)])
+    assert jobs_of(ctx, run_id)["loader"].slurm_job_id is None  # its submission may still be going on
+    Submitter(ctx, "main", lease)._fail(row(ctx, run_id), SlurmRefused("no"))
+    adopt_strays(ctx, "main", lease, set(), [queued(waiting, 8, "mallory")])
+    adopt_strays(ctx, "main", lease, set(), [queued(waiting, 9, me, SlurmState.CANCELLED)])
+    assert jobs_of(ctx, run_id)["loader"].slurm_job_id is None
+    adopt_strays(ctx, "main", lease, set(), [queued(waiting, 7, me)])
+    found = jobs_of(ctx, run_id)["loader"]
+    assert (found.slurm_job_id, found.reap, found.state) == (7, True, JobState.CANCELLED)
+
+
+def test_a_component_whose_results_got_lost_runs_again_with_what_follows_from_it(
+    ctx: Context, ann: Principal
+) -> None:
+    run_id = requested(ctx, ann)
+    with ctx.db.write() as session:
+        run = session.get_one(RunRow, run_id)
+        run.state, run.phase = RunState.FAILED, Phase.DONE
+        for job in attempt_jobs(session, run_id, 1):
+            job.state, job.storing = JobState.COMPLETED, "stored"
+            if job.component == "loader":
+                job.storing = "failed"
+    retry_run(ctx, ann, run_id, None)
+    assert set(jobs_of(ctx, run_id)) == {"loader", "trainer"}
+
+
+def test_what_is_seen_of_a_job_is_a_new_version_of_its_run(
+    ctx: Context, ann: Principal, lease: Lease
+) -> None:
+    run_id = requested(ctx, ann)
+    submitted(ctx, run_id)
+    before = row(ctx, run_id).row_version
+    jobs = list(jobs_of(ctx, run_id).values())
+    seen = {job.id: Sighting(JobState.PENDING, reason="Resources") for job in jobs}
+    Tracker(ctx, "main", lease)._apply(run_id, jobs, seen, utcnow())
+    assert row(ctx, run_id).row_version > before
+
+
+def test_a_job_that_only_accounting_takes_to_be_running_is_unknown_until_its_deadline(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = requested(ctx, ann)
+    submitted(ctx, run_id, JobState.RUNNING)
+    tracker = Tracker(ctx, "main", lease)
+    monkeypatch.setattr(
+        tracker, "_accounting", lambda jobs: {job.id: Sighting(JobState.RUNNING) for job in jobs}
+    )
+    monkeypatch.setattr(tracker, "_marked", lambda job: None)
+    watched = tracker._watched()
+    now = datetime.now(UTC)
+    seen, trouble = tracker._sightings(watched, QueueSnapshot(now, ()))
+    assert trouble is None
+    assert {sighting.state for sighting in seen.values()} == {JobState.UNKNOWN}
+    seen, _ = tracker._sightings(watched, QueueSnapshot(now, (), ("a line that was not understood",)))
+    assert {sighting.state for sighting in seen.values()} == {JobState.RUNNING}
+
+
+def test_one_run_that_cannot_be_written_down_hides_no_other(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [requested(ctx, ann), requested(ctx, ann)]
+    for run_id in runs:
+        submitted(ctx, run_id)
+    tracker, reached = Tracker(ctx, "main", lease), []
+
+    def apply(run_id: str, *_: object) -> None:
+        reached.append(run_id)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(tracker, "_apply", apply)
+    monkeypatch.setattr(tracker, "_sightings", lambda *_: ({}, None))
+    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
+    tracker.tick()
+    assert set(runs) <= set(reached)
+
+
+def test_files_of_a_run_that_is_being_retried_are_not_removed(
+    ctx: Context, ann: Principal, lease: Lease
+) -> None:
+    run_id = requested(ctx, ann)
+    Submitter(ctx, "main", lease)._fail(row(ctx, run_id), SlurmRefused("no"))
+    retry_run(ctx, ann, run_id, None)  # after the janitor had made its list
+    remove_run_files(ctx, "main", lease, run_id)
+    assert row(ctx, run_id).removed_at is None
