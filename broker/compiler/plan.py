@@ -25,7 +25,8 @@ from broker.spec.text import pointer
 from broker.spec.warnings import GPU_VARIABLES, is_reserved
 
 SETUP_FAILED: Final = 125
-"""Exit code of a job whose program was never started: its inputs, code or directories could not be had."""
+"""Exit code of a job whose program was never started (its inputs, code or directories could not be had), or
+whose good end could not be written down."""
 
 _PASSED_ON: Final = (
     *(name for name in GPU_VARIABLES if name != "NVIDIA_VISIBLE_DEVICES"),

@@ -191,6 +191,12 @@ def test_the_programs_status_is_reported_not_tees(site: Site, program: str, code
     assert not (Path(job.script_path).parent / "output_dir").exists()
 
 
+def test_a_success_that_cannot_be_written_down_is_none(site: Site) -> None:
+    job = site.compile(spec_of({"name": "a"}))["a"]
+    (Path(job.script_path).parent / "status.json" / "in-the-way").mkdir(parents=True)
+    assert site.run(job).returncode == 125
+
+
 def test_a_finished_job_that_is_requeued_does_not_run_again(site: Site) -> None:
     job = site.compile(spec_of({"name": "a"}))["a"]
     site.run(job)

@@ -64,6 +64,7 @@ SQUEUE = (
     + """
 event
 [[ -e $SITE/controller-down ]] && { echo "Unable to contact slurm controller" >&2; exit 1; }
+[[ -v SQUEUE_PARTITION ]] && exit 0 # a filter that hides everything
 for job in "$SITE"/jobs/*; do [[ -e $job ]] && cut -d'|' -f1-3 "$job"; done
 exit 0
 """
@@ -394,6 +395,13 @@ def test_a_truncated_archive_submits_nothing(site: Site) -> None:
 
 def test_variables_of_the_login_node_change_nothing(site: Site) -> None:
     site.assert_whole(site.submit(SBATCH_RESERVATION="x", SBATCH_DEPENDENCY="afterok:1", BASH_ENV="/nowhere"))
+
+
+def test_a_filter_in_the_accounts_profile_hides_no_job_of_ours(site: Site) -> None:
+    site.submit()
+    journal = site.control / "journal.1"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])  # every id got lost
+    site.assert_whole(site.submit(SQUEUE_PARTITION="other"))
 
 
 def test_code_is_fetched_before_any_job_is_submitted(site: Site) -> None:
