@@ -30,7 +30,7 @@ def list_models(
         query = query.where(ModelVersionRow.run_id == run)
     with ctx.db.read() as session:
         rows, cursor = fetch(session, query, ModelVersionRow.id, page)
-        return Page(items=[summarise(session, row) for row in rows], next_cursor=cursor)
+        return Page(items=summarise(session, rows), next_cursor=cursor)
 
 
 @router.get("/{version_id}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import Any
@@ -122,39 +123,40 @@ def find_version(session: Session, principal: Principal, version_id: str) -> Mod
     return version
 
 
-def summarise(session: Session, version: ModelVersionRow) -> ModelSummary:
-    """A version as a list entry."""
-    return ModelSummary(**_summary(session, version))
+def summarise(session: Session, versions: Sequence[ModelVersionRow]) -> list[ModelSummary]:
+    """Versions as list entries: one query, however many versions."""
+    query = (
+        select(ModelVersionRow.id, ModelRow, RunRow.number, RunRow.name, UserRow.username)
+        .join(ModelRow, ModelRow.id == ModelVersionRow.model_id)
+        .join(RunRow, RunRow.id == ModelVersionRow.run_id)
+        .join(UserRow, UserRow.id == ModelVersionRow.owner_id)
+        .where(ModelVersionRow.id.in_([version.id for version in versions]))
+    )
+    around = {row[0]: row for row in session.execute(query)}
+    return [_summary(version, *around[version.id][1:]) for version in versions]
 
 
-def _summary(session: Session, version: ModelVersionRow) -> dict[str, Any]:
-    model = session.get_one(ModelRow, version.model_id)
-    run = session.get_one(RunRow, version.run_id)
-    owner = session.get_one(UserRow, version.owner_id)
+def _summary(
+    version: ModelVersionRow, model: ModelRow, run_number: int, workload: str, owner: str
+) -> ModelSummary:
     columns = {c: getattr(version, c) for c in ModelSummary.model_fields if hasattr(version, c)}
-    return {
-        **columns,
-        "name": model.name,
-        "component": model.component,
-        "version": version.number,
-        "run_number": run.number,
-        "workload": run.name,
-        "owner": owner.username,
-    }
+    around = {"run_number": run_number, "workload": workload, "owner": owner}
+    named = {"name": model.name, "component": model.component, "version": version.number}
+    return ModelSummary(**columns | named | around)
 
 
 def show_model(ctx: Context, principal: Principal, version_id: str) -> ModelDetail:
     """Everything about a version: spec, training, files and logs (MD-03)."""
     with ctx.db.read() as session:
         version = find_version(session, principal, version_id)
-        summary = _summary(session, version)
+        summary = summarise(session, [version])[0]
         run = session.get_one(RunRow, version.run_id)
         job = session.get_one(JobRow, version.job_id)
         spec = json.loads(stored_spec(session, run))
     manifest = load_manifest(ctx, job)
     files = [ModelFile(path=f.path, size=f.size, sha256=f.sha256, key=f.key) for f in manifest.files]
     return ModelDetail(
-        **summary,
+        **summary.model_dump(),
         artifact=version.artifact,
         spec=spec,
         training=version.training,
