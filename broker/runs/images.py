@@ -126,7 +126,7 @@ _VERDICTS = {"ok", "missing", "unreachable", "failed"}
 
 
 def parse_pull(names: list[str], output: str) -> dict[str, tuple[ResolvedImage, int]]:
-    """Read the pull script's answer, one line per name in order; what a login prints before it is not ours."""
+    """Read the pull script's answer, one line per name in order; what a login prints first is not ours."""
     lines = [line for line in output.splitlines() if line.partition(" ")[0] in _VERDICTS][-len(names) :]
     found: dict[str, tuple[ResolvedImage, int]] = {}
     for name, line in zip(names, lines, strict=False):
