@@ -180,7 +180,7 @@ class Cluster:
 
     @contextmanager
     def frozen(self, daemon: str) -> Iterator[None]:
-        """Like `paused`, within microseconds: the signal goes straight to the processes, seen from outside."""
+        """Like `paused`, within microseconds: the signal goes straight to the processes."""
         inside = children(self.info["pid"])
         pids = [pid for pid, line in inside.items() if Path(line.split(" ")[0]).name == daemon]
         assert pids, f"no {daemon} in {self.name}"
