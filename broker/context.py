@@ -50,7 +50,8 @@ class Context:
         host = self.host(name)
         with self._lock:
             if name not in self._slurm:
-                self._slurm[name] = SlurmClient(host, timeout_s=self.cluster(name).command_timeout_s)
+                cluster = self.cluster(name)
+                self._slurm[name] = SlurmClient(host, timeout_s=cluster.command_timeout_s, path=cluster.path)
             return self._slurm[name]
 
     def wake(self) -> None:

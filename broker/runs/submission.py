@@ -7,7 +7,7 @@ script finds its own jobs by their keys, a release or a cancel of a job that had
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -62,7 +62,7 @@ class Submitted:
     complaint: str = ""
 
 
-def parse_submission(stdout: str, stderr: str) -> Submitted:
+def parse_submission(stdout: str, stderr: str, components: Container[str]) -> Submitted:
     """Read the script's answer: `component id` lines, then one that says how it ended (`submit.sh.j2`).
 
     Only the last line is a verdict: components may be called `complete` or `refused`.
@@ -71,7 +71,7 @@ def parse_submission(stdout: str, stderr: str) -> Submitted:
     *jobs, verdict = stdout.splitlines() or [""]
     for line in jobs:
         match line.split():
-            case [component, number] if number.isdigit():
+            case [component, number] if number.isdigit() and component in components:
                 ids[component] = int(number)
             case _:
                 pass  # a login banner, a module's greeting: not ours
@@ -200,12 +200,16 @@ class Submitter:
         return True
 
     def _send(self, plan: Plan) -> Submitted:
+        cluster = self._ctx.cluster(self._cluster)
         done = self._ctx.host(self._cluster).run(
-            stage_and_submit_argv(plan),
+            ["env", f"PATH={cluster.path}", *stage_and_submit_argv(plan)],
             stdin=staging_archive(plan),
-            timeout=self._ctx.cluster(self._cluster).submit_timeout_s + 0.1 * len(plan.jobs),
+            timeout=cluster.submit_timeout_s + 0.1 * len(plan.jobs),
         )
-        return parse_submission(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        components = {job.component for job in plan.jobs}
+        return parse_submission(
+            done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), components
+        )
 
     def _release(self, run: RunRow) -> bool:
         with self._ctx.db.read() as session:

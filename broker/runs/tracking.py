@@ -1,8 +1,9 @@
 """The worker's eyes: one look at a cluster's queue per tick, and what follows from it for every run.
 
-A tick reads squeue once, for all runs together; asks sacct once, for the jobs squeue no longer has; reads
-completion markers only for jobs that both have lost. Then each run that changed is written in a transaction
-of its own. When a source does not answer, the tick ends there: what was not seen is not concluded from.
+A tick reads squeue once, for all runs together, and writes down what lives; then it asks sacct once, for
+jobs that ended or that squeue no longer has, and reads completion markers only for those that both have lost.
+Each run that changed is written in a transaction of its own. When a source does not answer, the tick ends
+there: what was not seen is not concluded from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -75,17 +76,24 @@ class Tracker:
         host = self._ctx.host(self._cluster)
         channels = host.open_channels if isinstance(host, SshHost) else 0
         polled(self._cluster, snapshot.taken_at, len(watched), channels)
-        sightings, trouble = self._sightings(watched, snapshot)
+        seen = self._in_queue(watched, snapshot)
+        alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
+        self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
+        ends, trouble = self._ends(watched, seen, snapshot)
         self._note(trouble, snapshot.taken_at)
-        self._reap(watched, sightings)
+        self._reap(watched, seen | ends)
         names = {job.name for job in watched}
         adopt_strays(self._ctx, self._cluster, self._lease, names, snapshot.jobs)
+        self._conclude(watched, ends, snapshot.taken_at)
+
+    def _conclude(self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], taken_at: datetime) -> None:
         by_run: dict[str, list[JobRow]] = defaultdict(list)
         for job in watched:
-            by_run[job.run_id].append(job)
+            if job.id in seen:
+                by_run[job.run_id].append(job)
         for run_id, jobs in by_run.items():
             try:
-                self._apply(run_id, jobs, sightings, snapshot.taken_at)
+                self._apply(run_id, jobs, seen, taken_at)
             except LeaseLost:
                 raise
             except Exception:  # whatever is wrong with one run, the others are seen
@@ -111,42 +119,50 @@ class Tracker:
         with self._ctx.db.read() as session:
             return list(session.scalars(query))
 
-    def _sightings(
-        self, watched: Sequence[JobRow], snapshot: QueueSnapshot
+    def _in_queue(self, watched: Sequence[JobRow], snapshot: QueueSnapshot) -> dict[str, Sighting]:
+        """What squeue says, by row id. A job id under another name is a recycled id: not ours."""
+        queue = {entry.job_id: entry for entry in snapshot.jobs}
+        found = ((job, queue.get(job.slurm_job_id or 0)) for job in watched)
+        return {job.id: from_queue(entry) for job, entry in found if entry and entry.name == job.name}
+
+    def _ends(
+        self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], snapshot: QueueSnapshot
     ) -> tuple[dict[str, Sighting], str | None]:
-        """What the sources say, by row id, and what stood in the way of asking the later ones.
+        """What became of jobs that squeue saw end or no longer has, and what stood in the way of asking.
 
         Without accounting, what squeue says still counts, and of jobs it has lost nothing is concluded.
-        A job id under another name is a recycled id: not ours. A job that squeue has lost and that lives on
-        in accounting is a "runaway" (sacctmgr(1)), or its end is under way to slurmdbd: that it runs is not
-        believed, unless squeue said something that was not understood.
+        A job that squeue has lost and that lives on in accounting is a "runaway" (sacctmgr(1)), or its end is
+        under way to slurmdbd: that it runs is not believed, unless squeue had rows that were not understood.
         """
-        queue = {entry.job_id: entry for entry in snapshot.jobs}
-        seen: dict[str, Sighting] = {}
-        gone: list[JobRow] = []
-        for job in watched:
-            entry = queue.get(job.slurm_job_id or 0)
-            if entry is not None and entry.name == job.name:
-                seen[job.id] = from_queue(entry)
-            elif job.submitted_at is None or job.submitted_at < snapshot.taken_at:
-                gone.append(job)
         ended = [job for job in watched if job.id in seen and seen[job.id].state.ended]
+        gone = [
+            job
+            for job in watched
+            if job.id not in seen and (job.submitted_at is None or job.submitted_at < snapshot.taken_at)
+        ]
+        found = {job.id: seen[job.id] for job in ended}
         try:
             accounts = self._accounting([*gone, *ended])
             for job in ended:  # squeue knows the end but not the exit status
                 exact = accounts.get(job.id)
-                if exact is not None and exact.state.ended:
-                    seen[job.id] = exact
+                if exact is None or not exact.state.ended:
+                    exact = self._exit_status(job, found[job.id])
+                found[job.id] = exact
             now = utcnow()
             deadline = timedelta(seconds=self._settings.unknown_deadline_s)
             for job in gone:
-                found = accounts.get(job.id)
-                if found is None or not (found.state.ended or snapshot.bad_rows):
-                    found = self._marked(job) or unseen(known(job), now, deadline)
-                seen[job.id] = found
+                account = accounts.get(job.id)
+                if account is None or not (account.state.ended or snapshot.bad_rows):
+                    account = self._marked(job) or unseen(known(job), now, deadline)
+                found[job.id] = account
         except BrokerError as error:
-            return seen, error.detail
-        return seen, None
+            return found, error.detail
+        return found, None
+
+    def _exit_status(self, job: JobRow, seen: Sighting) -> Sighting:
+        """An end as squeue saw it, with the exit status from the job's own marker while sacct lags."""
+        marked = self._marked(job)
+        return replace(seen, exit_code=marked.exit_code) if marked is not None else seen
 
     def _accounting(self, jobs: Sequence[JobRow]) -> dict[str, Sighting]:
         """sacct's rows by row id. After a failure it is left alone for a while: a try may block for long."""

@@ -54,8 +54,8 @@ _CHANGES = 500
 class SlurmClient:
     """The operations of the broker on one cluster. Every method may be called from any thread."""
 
-    def __init__(self, host: Host, *, timeout_s: float = 60.0, bin_dir: str = "") -> None:
-        self._host, self._timeout_s, self._bin_dir = host, timeout_s, bin_dir
+    def __init__(self, host: Host, *, timeout_s: float = 60.0, path: str = "") -> None:
+        self._host, self._timeout_s, self._path = host, timeout_s, path
         self._lock = threading.Lock()
         self._one_sacct = threading.Lock()
         self._capabilities: Capabilities | None = None
@@ -181,7 +181,7 @@ class SlurmClient:
 
     def _ask(self, command: Command[T], extra_s: float = 0.0) -> T:
         done = self._host.run(
-            command.argv(self._bin_dir),
+            command.argv(self._path),
             stdin=command.stdin,
             timeout=self._timeout_s + extra_s,
             readonly=command.readonly,

@@ -137,7 +137,7 @@ class WhoAmI(Command[str]):
         return ["-un"]
 
     @override
-    def argv(self, bin_dir: str = "") -> list[str]:
+    def argv(self, path: str = "") -> list[str]:
         return ["id", "-un"]
 
     @override

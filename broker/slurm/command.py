@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -96,9 +95,9 @@ class Command(ABC, Generic[T_co]):
         """What the command reads."""
         return b""
 
-    def argv(self, bin_dir: str = "") -> list[str]:
-        """The whole argument list; `bin_dir` is where Slurm's programs lie when not on the account's PATH."""
-        return [*ENVIRONMENT, posixpath.join(bin_dir, self.program), *self.args()]
+    def argv(self, path: str = "") -> list[str]:
+        """The whole argument list; `path` is the PATH on which Slurm's programs lie ("": the account's)."""
+        return [*ENVIRONMENT, *((f"PATH={path}",) if path else ()), self.program, *self.args()]
 
     def text(self, done: Completed) -> str:
         """Standard output of a command that succeeded; else its complaint is raised."""
@@ -190,7 +189,7 @@ def complaint(program: str, done: Completed) -> BrokerError:
     sentence = f"{program}: {done.complaint}"
     if done.rc == 127:
         return ConfigurationError(
-            f"{sentence}. Slurm's commands are not on the account's PATH: set the folder they lie in"
+            f"{sentence}. Slurm's commands are not on the PATH: name their folder in the setting `path`"
         )
     if "nvalid field requested" in sentence or "nvalid job format specification" in sentence:
         return ConfigurationError(f"{sentence}. This release of Slurm is not one the broker knows")

@@ -187,10 +187,10 @@ def test_a_job_that_only_accounting_takes_to_be_running_is_unknown_until_its_dea
     monkeypatch.setattr(tracker, "_marked", lambda job: None)
     watched = tracker._watched()
     now = datetime.now(UTC)
-    seen, trouble = tracker._sightings(watched, QueueSnapshot(now, ()))
+    seen, trouble = tracker._ends(watched, {}, QueueSnapshot(now, ()))
     assert trouble is None
     assert {sighting.state for sighting in seen.values()} == {JobState.UNKNOWN}
-    seen, _ = tracker._sightings(watched, QueueSnapshot(now, (), ("a line that was not understood",)))
+    seen, _ = tracker._ends(watched, {}, QueueSnapshot(now, (), ("a line that was not understood",)))
     assert {sighting.state for sighting in seen.values()} == {JobState.RUNNING}
 
 
@@ -207,7 +207,11 @@ def test_one_run_that_cannot_be_written_down_hides_no_other(
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(tracker, "_apply", apply)
-    monkeypatch.setattr(tracker, "_sightings", lambda *_: ({}, None))
+    monkeypatch.setattr(
+        tracker,
+        "_in_queue",
+        lambda watched, _: {job.id: Sighting(JobState.PENDING, reason="Resources") for job in watched},
+    )
     monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
     tracker.tick()
     assert set(runs) <= set(reached)

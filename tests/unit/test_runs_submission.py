@@ -10,36 +10,38 @@ from broker.runs.logs import whole_characters
 from broker.runs.submission import back_off, is_transient, parse_submission
 from broker.settings import ClusterSettings
 
+ABC = ("a", "b", "complete", "refused", "unknown")
+
 
 def test_a_submission_is_complete_only_when_the_script_says_so_and_the_count_agrees() -> None:
-    assert parse_submission("a 1\nb 2\ncomplete 2\n", "").complete
-    assert not parse_submission("a 1\nb 2\n", "").complete
-    assert not parse_submission("a 1\ncomplete 2\n", "").complete
+    assert parse_submission("a 1\nb 2\ncomplete 2\n", "", ABC).complete
+    assert not parse_submission("a 1\nb 2\n", "", ABC).complete
+    assert not parse_submission("a 1\ncomplete 2\n", "", ABC).complete
 
 
 def test_a_login_banner_is_not_taken_for_an_answer() -> None:
-    answer = parse_submission("Welcome to the cluster!\na 1\ncomplete 1\n", "")
+    answer = parse_submission("Welcome to the cluster!\nterminals 12\na 1\ncomplete 1\n", "", ABC)
     assert answer.complete
     assert answer.ids == {"a": 1}
 
 
 def test_a_refusal_carries_slurms_own_words() -> None:
-    answer = parse_submission("a 1\nrefused b 1\n", "sbatch: error: Invalid account\n")
+    answer = parse_submission("a 1\nrefused b 1\n", "sbatch: error: Invalid account\n", ABC)
     assert answer.refused == "b"
     assert "Invalid account" in answer.complaint
     assert not is_transient(answer.complaint)
 
 
 def test_components_may_be_called_what_the_script_calls_its_verdicts() -> None:
-    answer = parse_submission("complete 1\nrefused 2\nunknown 3\ncomplete 3\n", "")
+    answer = parse_submission("complete 1\nrefused 2\nunknown 3\ncomplete 3\n", "", ABC)
     assert answer.ids == {"complete": 1, "refused": 2, "unknown": 3}
     assert answer.complete
     assert answer.refused is None
-    assert not parse_submission("refused 1\ncomplete 2\n", "").complete  # killed before its verdict
+    assert not parse_submission("refused 1\ncomplete 2\n", "", ABC).complete  # killed before its verdict
 
 
 def test_a_script_that_is_not_sure_is_neither_complete_nor_refused() -> None:
-    answer = parse_submission("a 1\nunknown b\n", "sbatch: error: Socket timed out\n")
+    answer = parse_submission("a 1\nunknown b\n", "sbatch: error: Socket timed out\n", ABC)
     assert not answer.complete
     assert answer.refused is None
 
@@ -101,7 +103,7 @@ def test_a_login_banner_is_not_taken_for_an_image() -> None:
 
 
 def test_a_complaint_that_a_stranger_wrote_is_one_bounded_line() -> None:
-    said = parse_submission("refused a 1\n", f"remote: \0\x1b[2J\n{'x' * 2**20}\n").complaint
+    said = parse_submission("refused a 1\n", f"remote: \0\x1b[2J\n{'x' * 2**20}\n", ABC).complaint
     assert said.startswith("remote: ")
     assert said.isprintable()
     assert len(said) < 2100

@@ -149,7 +149,7 @@ def _slurm(tmp_path: Path, **programs: str) -> SlurmClient:
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    return SlurmClient(LocalHost(), timeout_s=5, bin_dir=str(tmp_path))
+    return SlurmClient(LocalHost(), timeout_s=5, path=f"{tmp_path}:/usr/bin:/bin")
 
 
 def test_a_time_out_of_a_change_is_unknown_and_of_a_read_unreachable(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_time_out_of_a_change_is_unknown_and_of_a_read_unreachable(tmp_path: P
 def test_programs_that_are_not_there_are_a_matter_of_configuration(tmp_path: Path) -> None:
     for call in (lambda s: s.jobs(), lambda s: s.hold([1]), lambda s: s.cancel([1])):
         with pytest.raises(ConfigurationError, match="PATH"):
-            call(SlurmClient(LocalHost(), timeout_s=5, bin_dir=str(tmp_path)))
+            call(SlurmClient(LocalHost(), timeout_s=5, path=str(tmp_path)))
 
 
 def test_a_login_shell_that_talks_is_found_out() -> None:
@@ -225,7 +225,7 @@ def test_hostile_words_reach_a_command_as_they_are(words: list[str]) -> None:
 
 
 def test_the_result_of_nothing_to_do_is_nothing() -> None:
-    slurm = SlurmClient(LocalHost(), timeout_s=1, bin_dir="/nonexistent")
+    slurm = SlurmClient(LocalHost(), timeout_s=1, path="/nonexistent")
     assert slurm.hold([]) == slurm.cancel([]) == slurm.update([]) == {}
     assert slurm.jobs(names=[]).jobs == ()
     assert DONE.message == ""
