@@ -291,6 +291,8 @@ def cancel_run(ctx: Context, principal: Principal, run_id: str) -> RunView:
         if run.cancel_requested_at is None:
             if RunState(run.state).final:
                 raise Conflict(f"The run has ended ({run.state}); there is nothing to cancel")
+            if run.phase == Phase.STORING:
+                raise Conflict("Every component has ended; only their results are still being stored")
             run.cancel_requested_at = utcnow()
             run.cancelled_by = principal.user_id
             run.next_try_at = None

@@ -13,7 +13,7 @@ import pytest
 from broker.context import Context
 from broker.db import leases, utcnow
 from broker.db.leases import Lease
-from broker.errors import SlurmRefused
+from broker.errors import Conflict, SlurmRefused
 from broker.identity import Principal, Role
 from broker.runs.cleanup import remove_run_files
 from broker.runs.observation import Sighting
@@ -215,6 +215,18 @@ def test_one_run_that_cannot_be_written_down_hides_no_other(
     monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
     tracker.tick()
     assert set(runs) <= set(reached)
+
+
+def test_a_run_whose_components_have_all_ended_can_not_be_cancelled_any_more(
+    ctx: Context, ann: Principal
+) -> None:
+    run_id = requested(ctx, ann)
+    submitted(ctx, run_id, JobState.COMPLETED)
+    with ctx.db.write() as session:
+        session.get_one(RunRow, run_id).phase = Phase.STORING
+    with pytest.raises(Conflict, match="stored"):
+        cancel_run(ctx, ann, run_id)
+    assert row(ctx, run_id).cancel_requested_at is None
 
 
 def test_files_of_a_run_that_is_being_retried_are_not_removed(
