@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
+from broker import metrics
 from broker.runs.events import EVENT_TYPES
 from broker.runs.states import RUN_STATE_KO, FailureClass, JobState, Phase, RunState
 
@@ -34,6 +36,16 @@ def test_every_dependency_is_pinned_and_documented() -> None:
         assert re.search(rf"\b{re.escape(name.split('[')[0])}\b", page), (
             f"{name} is not in docs/dependencies.md"
         )
+
+
+def test_every_metric_is_documented() -> None:
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    ours = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
+    assert len(ours) > 20
+    for metric in ours:
+        (family,) = metric.describe()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"| `{name}` | {family.type} |" in page
 
 
 def test_every_target_of_the_makefile_explains_itself() -> None:
