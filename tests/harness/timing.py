@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import specs
+from tests.harness.client import of
 from tests.harness.cluster import ROOT, Cluster
+from tests.harness.graphs import assert_edges_in_slurm, join_of
 from tests.harness.product import Broker
 
 READERS = Path(__file__).with_name("readers.py")
+CALM = {"poll_interval_s": 2.0, "image_refresh_s": 600.0}
+"""Settings of a cluster under measurement: images count as cached, and a poll seldom falls into a round."""
 
 
 class Typist:
@@ -68,24 +72,27 @@ def _ms(seconds: Sequence[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f} ms"
 
 
-def submission_ratio(broker: Broker, rounds: int = 9) -> Ratio:
+def submission_ratio(broker: Broker, rounds: int = 11) -> Ratio:
     """Four components over SSH: request → all ids stored, against the same four sbatch calls typed into ssh.
 
     The plain calls are the very ones the broker made (same arguments, same scripts, held, with the same
-    dependencies), under another name; each waits for the id it needs. Rounds alternate; the first is warm-up.
+    dependencies), under another name; each waits for the id it needs. Rounds alternate, nothing else runs
+    meanwhile; the first round warms both up.
     """
-    spec = specs.diamond()
+    spec = specs.diamond(load=specs.WAIT)
     broker.client.store(spec)
     typist = Typist(broker.cluster)
     ours, plain = [], []
     for _ in range(rounds + 1):
         run_id, seconds = timed_submission(broker, spec["pipeline_id"])
         ours.append(seconds)
-        control = f"{broker.cluster.info['shared']}/ml-jobs/{run_id}/control"
-        plain.append(_typed(typist, control, broker.client.get(f"/runs/{run_id}/script")["jobs"]))
+        jobs = broker.client.get(f"/runs/{run_id}/script")["jobs"]
+        broker.client.post(f"/runs/{run_id}/cancel")
         broker.client.finish(run_id)
+        control = f"{broker.cluster.info['shared']}/ml-jobs/{run_id}/control"
+        plain.append(_typed(typist, control, jobs))
+        broker.cluster.cancel_by_prefix(BENCH)
     typist.close()
-    broker.cluster.cancel_by_prefix(BENCH)
     return Ratio(tuple(ours[1:]), tuple(plain[1:]))
 
 
@@ -138,6 +145,43 @@ def sbatch_rate(cluster: Cluster, calls: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Graph:
+    """Submission of a thousand components, and plain sbatch in a loop before and after. Rates in jobs/s."""
+
+    components: int
+    broker_rate: float
+    plain_rates: tuple[float, float]
+    edges: int
+
+    @property
+    def ratio(self) -> float:
+        return self.broker_rate / statistics.mean(self.plain_rates)
+
+    def __str__(self) -> str:
+        before, after = self.plain_rates
+        return (
+            f"{self.components} components, {self.edges} edges right in Slurm; broker "
+            f"{self.broker_rate:.0f}/s (request → all ids stored), plain sbatch {before:.0f}/s before and {after:.0f}/s after: "
+            f"{self.ratio:.0%}"
+        )
+
+
+def graph_rate(broker: Broker, parents: int = 1000) -> Graph:
+    """A join of `parents` components, its edges checked in Slurm while they are all there; then cancelled."""
+    broker.client.succeed(broker.client.start(specs.pipeline([specs.component("warm", "true")])))
+    spec = join_of(parents)
+    broker.client.store(spec)
+    before = sbatch_rate(broker.cluster, 400)
+    run_id, seconds = timed_submission(broker, spec["pipeline_id"])
+    edges = assert_edges_in_slurm(broker, run_id)
+    broker.client.post(f"/runs/{run_id}/cancel")
+    assert broker.client.finish(run_id, 300)["state"] == "cancelled"
+    after = sbatch_rate(broker.cluster, 400)
+    components = len(spec["components"])
+    return Graph(components, components / seconds, (before, after), edges)
+
+
+@dataclass(frozen=True, slots=True)
 class Reads:
     """Latencies of GET run in ms, the errors, and the rate."""
 
@@ -167,3 +211,14 @@ def read_latency(broker: Broker, run_id: str, *, clients: int, seconds: float, e
         check=True,
     )
     return Reads(**json.loads(done.stdout))
+
+
+def reads_of_a_live_run(broker: Broker, clients: int = 50, seconds: float = 30) -> tuple[Reads, Reads]:
+    """GET of a run of four components that runs meanwhile: each client once a second; then a closed loop."""
+    run_id = broker.client.start(specs.diamond(load=specs.WAIT))
+    broker.client.wait_for(run_id, of("job_started", "load"))
+    open_loop = read_latency(broker, run_id, clients=clients, seconds=seconds, every_s=1.0)
+    closed_loop = read_latency(broker, run_id, clients=clients, seconds=seconds / 3, every_s=0.0)
+    broker.open_gate(run_id, "load")
+    broker.client.succeed(run_id)
+    return open_loop, closed_loop

@@ -1,0 +1,1 @@
+"""What the product promises, measured on a real cluster and written down: `python -m prove`."""
