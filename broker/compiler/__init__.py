@@ -24,6 +24,7 @@ from broker.compiler.submission import (
     SubmissionExit,
     fence_argv,
     stage_and_submit_argv,
+    stage_argv,
     staging_archive,
     submission_script,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "preview",
     "run_dir",
     "stage_and_submit_argv",
+    "stage_argv",
     "staging_archive",
     "status_path",
     "submission_script",

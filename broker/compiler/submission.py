@@ -87,7 +87,7 @@ def staging_archive(plan: Plan, *, hold: bool = True) -> bytes:
     """Pack what the run directory needs before anything is submitted: a tar, everything private."""
     files = {path: data for job in plan.jobs for path, data in job.files.items()}
     files[f"{CONTROL}/plan.{plan.attempt}.json"] = _summary(plan).encode()
-    files[_submit_path(plan)] = submission_script(plan, hold=hold).encode()
+    files[_submit_path(plan.attempt)] = submission_script(plan, hold=hold).encode()
     packed = io.BytesIO()
     with _archive(packed, plan) as archive:
         for path in _folders(files):
@@ -101,8 +101,21 @@ def staging_archive(plan: Plan, *, hold: bool = True) -> bytes:
 
 def stage_and_submit_argv(plan: Plan) -> list[str]:
     """Give the remote command that unpacks `staging_archive` from its standard input and submits."""
-    unpack = "tar -xzf -" if _compressed(plan) else "tar -xf -"
-    return ["bash", "-c", _locked(plan, f"{unpack} && . {_submit_path(plan)} locked")]
+    return stage_argv(plan.run_dir, plan.attempt, len(plan.jobs))
+
+
+def stage_argv(run_dir: str, attempt: int, jobs: int) -> list[str]:
+    """The same, from what is known before there is a plan: it can be started while the plan is being made.
+
+    So it also begins the journal of a first start, and waits for the disk, before the archive is there.
+    """
+    journal = f"{CONTROL}/journal.{attempt}"
+    begin = (
+        f"[[ -e {journal} ]] || {{ printf '# %(%s)T\\n' -1 >{journal} && sync -d {journal} && begun=here; }}"
+    )
+    unpack = "tar -xzf -" if _compressed(jobs) else "tar -xf -"
+    script = f"{begin}; {unpack} && . {_submit_path(attempt)} locked ${{begun:-before}}"
+    return ["bash", "-c", _locked(run_dir, script)]
 
 
 def fence_argv(plan: Plan) -> list[str]:
@@ -110,30 +123,30 @@ def fence_argv(plan: Plan) -> list[str]:
 
     It waits for a script that is at work; later ones end with `SubmissionExit.FENCED`.
     """
-    return ["sh", "-c", _locked(plan, f": >{MARKER} && : >{CONTROL}/fenced.{plan.attempt}")]
+    return ["sh", "-c", _locked(plan.run_dir, f": >{MARKER} && : >{CONTROL}/fenced.{plan.attempt}")]
 
 
-def _locked(plan: Plan, command: str) -> str:
-    control = sh(f"{plan.run_dir}/{CONTROL}")
+def _locked(run_dir: str, command: str) -> str:
+    control = sh(f"{run_dir}/{CONTROL}")
     return (
-        f"umask 077; mkdir -p {control} && cd {sh(plan.run_dir)} && exec 9>{CONTROL}/.lock || exit 1; "
+        f"umask 077; mkdir -p {control} && cd {sh(run_dir)} && exec 9>{CONTROL}/.lock || exit 1; "
         f"flock -w {LOCK_WAIT_S} 9 || {{ echo locked; exit {SubmissionExit.LOCKED}; }}; {command}"
     )
 
 
-def _compressed(plan: Plan) -> bool:
+def _compressed(jobs: int) -> bool:
     """Small archives are sent as they are: starting gzip takes longer than sending them."""
-    return len(plan.jobs) > 50
+    return jobs > 50
 
 
 def _archive(target: io.BytesIO, plan: Plan) -> tarfile.TarFile:
-    if _compressed(plan):
+    if _compressed(len(plan.jobs)):
         return tarfile.open(fileobj=target, mode="w:gz", compresslevel=1, format=tarfile.GNU_FORMAT)
     return tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT)
 
 
-def _submit_path(plan: Plan) -> str:
-    return f"{CONTROL}/submit.{plan.attempt}.sh"
+def _submit_path(attempt: int) -> str:
+    return f"{CONTROL}/submit.{attempt}.sh"
 
 
 def _summary(plan: Plan) -> str:

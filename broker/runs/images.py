@@ -74,6 +74,13 @@ def resolve_images(ctx: Context, cluster_name: str, names: Iterable[str]) -> dic
     return known
 
 
+def images_at_hand(ctx: Context, cluster_name: str, names: Iterable[str]) -> dict[str, ResolvedImage] | None:
+    """What `resolve_images` gives, if the cluster need not be asked; else None."""
+    wanted = set(names)
+    known = _fresh(ctx, cluster_name, list(wanted), ctx.cluster(cluster_name).image_refresh_s)
+    return known if wanted == set(known) else None
+
+
 def _fresh(ctx: Context, cluster: str, names: list[str], max_age_s: float) -> dict[str, ResolvedImage]:
     newest = utcnow() - timedelta(seconds=max_age_s)
     query = select(ImageRow).where(

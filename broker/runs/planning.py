@@ -15,10 +15,11 @@ from broker.compiler import CompiledJob, Plan, ResolvedCode, ResolvedImage, comp
 from broker.context import Context
 from broker.identity.tables import UserRow
 from broker.runs.code import resolve_code
-from broker.runs.images import references, resolve_images
+from broker.runs.images import images_at_hand, references, resolve_images
 from broker.runs.service import attempt_jobs, effective_spec, newest_jobs, run_identity, stored_spec
 from broker.runs.states import JobState
 from broker.runs.tables import RunRow, SubmissionRow
+from broker.spec import PipelineSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,29 @@ class Resolved:
         )
 
 
-def make_plan(ctx: Context, run_id: str) -> tuple[Plan, Resolved]:
-    """Compile the present attempt of a run. The first one resolves names, which may pull images."""
+class NotAtHand(Exception):
+    """Names in the spec have to be resolved on the cluster, which may take minutes."""
+
+
+def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan, Resolved]:
+    """Compile the present attempt of a run. The first one resolves names, which may pull images.
+
+    With `at_hand` the cluster is not asked: `NotAtHand` is raised where that would be needed.
+    """
     with ctx.db.read() as session:
         run = session.get_one(RunRow, run_id)
         spec = effective_spec(stored_spec(session, run), run.overrides)
         username = session.scalar(select(UserRow.username).where(UserRow.id == run.owner_id)) or run.owner_id
         only = {job.component for job in attempt_jobs(session, run.id, run.attempt)}
-        outputs = _upstream_outputs(session, run, only)
+        whole = len(only) == len(spec.components)
+        outputs = {} if whole else _upstream_outputs(session, run, only)
         cluster, identity = run.cluster, run_identity(run, username)
         resolved = Resolved.of(run.resolved) if run.resolved else None
     if resolved is None:
+        resolved = _resolved_at_hand(ctx, cluster, spec) if at_hand else None
+    if resolved is None:
+        if at_hand:
+            raise NotAtHand
         images = resolve_images(ctx, cluster, references(spec))
         resolved = Resolved(images, resolve_code(ctx, cluster, spec, identity.tenant))
     plan = compile_run(
@@ -62,11 +75,18 @@ def make_plan(ctx: Context, run_id: str) -> tuple[Plan, Resolved]:
         ctx.profile(cluster),
         identity,
         resolved.images,
-        only=None if len(only) == len(spec.components) else only,
+        only=None if whole else only,
         upstream_outputs=outputs,
         code=resolved.code,
     )
     return plan, resolved
+
+
+def _resolved_at_hand(ctx: Context, cluster: str, spec: PipelineSpec) -> Resolved | None:
+    if any(component.code is not None for component in spec.components):
+        return None
+    images = images_at_hand(ctx, cluster, references(spec))
+    return Resolved(images, {}) if images is not None else None
 
 
 def _upstream_outputs(session: Session, run: RunRow, only: set[str]) -> dict[str, str]:

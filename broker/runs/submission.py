@@ -7,14 +7,16 @@ script finds its own jobs by their keys, a release or a cancel of a job that had
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from sqlalchemy import and_, delete, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from broker.compiler import Plan, fence_argv, stage_and_submit_argv, staging_archive
+from broker.compiler import Plan, fence_argv, stage_argv, staging_archive
+from broker.compiler.names import run_dir
 from broker.compiler.profile import DEFAULT_TIME_S
 from broker.context import Context
 from broker.db import utcnow
@@ -22,7 +24,7 @@ from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.hosts.base import as_one_line
 from broker.runs.events import emit
-from broker.runs.planning import encode, load_plan, make_plan
+from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
 from broker.runs.service import attempt_jobs
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
@@ -98,6 +100,10 @@ def back_off(tries: int) -> timedelta:
     return timedelta(seconds=min(60.0, 2.0 ** min(tries, 6)))
 
 
+class _MovedOn(Exception):
+    """The run is no longer where it was when it was read; it is read again."""
+
+
 class Submitter:
     """Takes runs of one cluster forward. One thread at a time per run (the worker sees to it)."""
 
@@ -136,12 +142,27 @@ class Submitter:
 
     # ---- steps: each gives True when the next one can follow at once --------------------------------
 
-    def _prepare(self, seen: RunRow) -> bool:
-        plan, resolved = make_plan(self._ctx, seen.id)
+    def _prepare(self, run: RunRow) -> bool:
+        """Make the plan, and while it is being made start what will take it on the login node.
+
+        sshd and the shells there take as long to start as the plan takes to be made. The intent is still
+        committed before the first byte of it leaves.
+        """
+        try:
+            return self._hand_over(run, lambda: self._planned(run, at_hand=True))
+        except NotAtHand:
+            self._planned(run)  # images are pulled, code is looked up
+        except _MovedOn:
+            pass
+        return True
+
+    def _planned(self, seen: RunRow, *, at_hand: bool = False) -> Plan:
+        """Make the plan of an attempt and commit the intent to submit it."""
+        plan, resolved = make_plan(self._ctx, seen.id, at_hand=at_hand)
         with self._ctx.db.write() as session:
             run = self._locked(session, seen, Phase.PREPARING)
             if run is None:
-                return True
+                raise _MovedOn
             session.merge(
                 SubmissionRow(
                     run_id=run.id,
@@ -154,15 +175,21 @@ class Submitter:
             run.phase, run.resolved = Phase.SUBMITTING, resolved.document()
             run.tries, run.next_try_at, run.trouble = 0, None, None
             emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)
-        return True
+        return plan
 
     def _submit(self, run: RunRow) -> bool:
         with self._ctx.db.read() as session:
             plan = load_plan(session, run.id, run.attempt)
         if plan is None:
             raise InvalidRequest("The run has no stored plan; retry it")
+        return self._hand_over(run, lambda: plan)
+
+    def _hand_over(self, run: RunRow, plan: Callable[[], Plan]) -> bool:
+        """Stage and submit in one remote command, and store the ids."""
+        with self._ctx.db.read() as session:
+            jobs = attempt_jobs(session, run.id, run.attempt)
         with slurm_call(self._cluster, "submit"):
-            answer = self._send(plan)
+            answer = self._send(run, {job.component for job in jobs}, plan)
         if answer.refused is not None and not is_transient(answer.complaint):
             raise SlurmRefused(f"Slurm refused component {answer.refused!r}: {answer.complaint}")
         if answer.fenced:
@@ -175,15 +202,13 @@ class Submitter:
             locked = self._locked(session, run, Phase.SUBMITTING)
             if locked is None:
                 return True
-            submission = session.get_one(SubmissionRow, (run.id, run.attempt))
-            submission.submitted_at = now
-            jobs = attempt_jobs(session, run.id, run.attempt)
-            for job in jobs:
-                job.slurm_job_id = answer.ids[job.component]
-                job.state, job.submitted_at, job.observed_at = JobState.PENDING, now, now
-            hold = session.get(RunHoldRow, (run.id, "submission"))
-            if hold is not None:
-                session.delete(hold)
+            new = {"state": JobState.PENDING, "submitted_at": now, "observed_at": now}
+            rows = [{"id": job.id, "slurm_job_id": answer.ids[job.component], **new} for job in jobs]
+            session.execute(update(JobRow), rows)
+            whole = and_(SubmissionRow.run_id == run.id, SubmissionRow.attempt == run.attempt)
+            session.execute(update(SubmissionRow).where(whole).values(submitted_at=now))
+            held = and_(RunHoldRow.run_id == run.id, RunHoldRow.kind == "submission")
+            session.execute(delete(RunHoldRow).where(held))
             locked.phase = Phase.RELEASING
             locked.tries, locked.next_try_at, locked.trouble = 0, None, None
             emit(
@@ -192,21 +217,25 @@ class Submitter:
                 "job_submitted",
                 attempt=run.attempt,
                 jobs=len(jobs),
-                job_ids=[job.slurm_job_id for job in jobs[:EVENT_IDS]],
+                job_ids=[row["slurm_job_id"] for row in rows[:EVENT_IDS]],
                 gpu_count=sum(job.resources.get("gpu_count") or 0 for job in jobs),
                 estimated_duration_s=sum(job.resources.get("time_s") or DEFAULT_TIME_S for job in jobs),
             )
         submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         return True
 
-    def _send(self, plan: Plan) -> Submitted:
-        cluster = self._ctx.cluster(self._cluster)
+    def _send(self, run: RunRow, components: set[str], plan: Callable[[], Plan]) -> Submitted:
+        cluster, profile = self._ctx.cluster(self._cluster), self._ctx.profile(self._cluster)
+
+        def archive() -> Iterator[bytes]:
+            yield staging_archive(plan())
+
+        argv = stage_argv(run_dir(profile, run.id), run.attempt, len(components))
         done = self._ctx.host(self._cluster).run(
-            ["env", f"PATH={cluster.path}", *stage_and_submit_argv(plan)],
-            stdin=staging_archive(plan),
-            timeout=cluster.submit_timeout_s + 0.1 * len(plan.jobs),
+            ["env", f"PATH={cluster.path}", *argv],
+            stdin=archive(),
+            timeout=cluster.submit_timeout_s + 0.1 * len(components),
         )
-        components = {job.component for job in plan.jobs}
         return parse_submission(
             done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), components
         )

@@ -412,3 +412,12 @@ def test_code_is_fetched_before_any_job_is_submitted(site: Site) -> None:
     assert done.stdout == "refused c 1\n"
     assert "/nowhere/at/all is not where it was" in done.stderr
     assert not site.jobs()
+
+
+def test_a_start_that_was_cut_before_the_archive_came_costs_nothing_but_a_look(site: Site) -> None:
+    first = site.start()
+    assert first.stdin is not None
+    first.stdin.close()  # the broker was killed while it made the plan
+    first.wait(timeout=30)
+    assert site.jobs() == {}
+    site.assert_whole(site.submit())
