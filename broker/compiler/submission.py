@@ -104,10 +104,11 @@ def stage_and_submit_argv(plan: Plan) -> list[str]:
     return stage_argv(plan.run_dir, plan.attempt, len(plan.jobs))
 
 
-def stage_argv(run_dir: str, attempt: int, jobs: int) -> list[str]:
+def stage_argv(run_dir: str, attempt: int, jobs: int, path: str = "") -> list[str]:
     """The same, from what is known before there is a plan: it can be started while the plan is being made.
 
     So it also begins the journal of a first start, and waits for the disk, before the archive is there.
+    `path` is the `PATH` that Slurm's commands are on, if not the account's own.
     """
     journal = f"{CONTROL}/journal.{attempt}"
     begin = (
@@ -115,7 +116,8 @@ def stage_argv(run_dir: str, attempt: int, jobs: int) -> list[str]:
     )
     unpack = "tar -xzf -" if _compressed(jobs) else "tar -xf -"
     script = f"{begin}; {unpack} && . {_submit_path(attempt)} locked ${{begun:-before}}"
-    return ["bash", "-c", _locked(run_dir, script)]
+    found = f"export PATH={sh(path)}; " if path else ""
+    return ["bash", "-c", found + _locked(run_dir, script)]
 
 
 def fence_argv(plan: Plan) -> list[str]:

@@ -76,14 +76,17 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
         session.add(run)
         session.flush()
         identity = run_identity(run, principal.username)
-        for position, component in enumerate(topological(spec)):
-            session.add(_new_job(run, spec, position, component, job_name(profile, identity, component)))
+        jobs = [
+            _new_job(run, spec, position, component, job_name(profile, identity, component))
+            for position, component in enumerate(topological(spec))
+        ]
+        session.add_all(jobs)
         session.add(RunHoldRow(run_id=run.id, kind="submission", since=now))
         emit(session, run, "run_requested", kind=run.kind, components=len(spec.components))
         after = {"pipeline": run.pipeline_id, "version": version.number, "kind": run.kind, "cluster": cluster}
         record(session, principal, "run.create", "run", run.id, None, after)
         session.flush()
-        view = view_run(session, run)
+        view = compose_view(session, run, jobs, ["submission"], principal.username, version.number)
         if once:
             once.after(session, view)
     ctx.wake()
@@ -194,7 +197,6 @@ def find_run(session: Session, principal: Principal, run_id: str, *, lock: bool 
 
 def view_run(session: Session, run: RunRow, attempt: int | None = None) -> RunView:
     """A run with the newest job of each component (or those of one attempt)."""
-    state = RunState(run.state)
     owner, number = session.execute(
         select(UserRow.username, PipelineVersionRow.number)
         .join(PipelineVersionRow, PipelineVersionRow.id == run.pipeline_version_id)
@@ -202,6 +204,14 @@ def view_run(session: Session, run: RunRow, attempt: int | None = None) -> RunVi
     ).one()
     jobs = newest_jobs(session, run.id) if attempt is None else attempt_jobs(session, run.id, attempt)
     holds = session.scalars(select(RunHoldRow.kind).where(RunHoldRow.run_id == run.id)).all()
+    return compose_view(session, run, jobs, holds, owner, number)
+
+
+def compose_view(
+    session: Session, run: RunRow, jobs: Sequence[JobRow], holds: Sequence[str], owner: str, number: int
+) -> RunView:
+    """The same, of what is known already; `number` is the pipeline version's."""
+    state = RunState(run.state)
     columns = {c: getattr(run, c) for c in RunView.model_fields if c in RunRow.__table__.columns}
     looked = session.scalar(select(ClusterRow.polled_at).where(ClusterRow.name == run.cluster))
     return RunView.model_construct(

@@ -186,10 +186,8 @@ class Submitter:
 
     def _hand_over(self, run: RunRow, plan: Callable[[], Plan]) -> bool:
         """Stage and submit in one remote command, and store the ids."""
-        with self._ctx.db.read() as session:
-            jobs = attempt_jobs(session, run.id, run.attempt)
         with slurm_call(self._cluster, "submit"):
-            answer = self._send(run, {job.component for job in jobs}, plan)
+            jobs, answer = self._send(run, plan)
         if answer.refused is not None and not is_transient(answer.complaint):
             raise SlurmRefused(f"Slurm refused component {answer.refused!r}: {answer.complaint}")
         if answer.fenced:
@@ -224,21 +222,25 @@ class Submitter:
         submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         return True
 
-    def _send(self, run: RunRow, components: set[str], plan: Callable[[], Plan]) -> Submitted:
+    def _send(self, run: RunRow, plan: Callable[[], Plan]) -> tuple[list[JobRow], Submitted]:
         cluster, profile = self._ctx.cluster(self._cluster), self._ctx.profile(self._cluster)
+        with self._ctx.db.read() as session:
+            jobs = attempt_jobs(session, run.id, run.attempt)
 
         def archive() -> Iterator[bytes]:
             yield staging_archive(plan())
 
-        argv = stage_argv(run_dir(profile, run.id), run.attempt, len(components))
         done = self._ctx.host(self._cluster).run(
-            ["env", f"PATH={cluster.path}", *argv],
+            stage_argv(run_dir(profile, run.id), run.attempt, len(jobs), cluster.path),
             stdin=archive(),
-            timeout=cluster.submit_timeout_s + 0.1 * len(components),
+            timeout=cluster.submit_timeout_s + 0.1 * len(jobs),
         )
-        return parse_submission(
-            done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), components
+        answer = parse_submission(
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+            {job.component for job in jobs},
         )
+        return jobs, answer
 
     def _release(self, run: RunRow) -> bool:
         with self._ctx.db.read() as session:

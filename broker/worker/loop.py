@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
@@ -205,17 +205,8 @@ class ClusterWorker:
 
     def _due_runs(self) -> list[str]:
         """Runs that need something done on the cluster now."""
-        held = select(RunHoldRow.run_id)
-        ready = or_(
-            RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING]),
-            (RunRow.phase == Phase.RELEASING) & RunRow.id.not_in(held),
-            RunRow.cancel_requested_at.is_not(None)
-            & RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING, Phase.ACTIVE]),
-        )
-        due = or_(RunRow.next_try_at.is_(None), RunRow.next_try_at <= utcnow())
-        query = select(RunRow.id).where(RunRow.cluster == self.cluster, ready, due)
         with self._ctx.db.read() as session:
-            return list(session.scalars(query.order_by(RunRow.id).limit(200)))
+            return list(session.scalars(_DUE_RUNS, {"cluster": self.cluster, "now": utcnow()}))
 
     def _due_jobs(self) -> list[str]:
         """Ended jobs whose results are still on the cluster only."""
@@ -227,3 +218,19 @@ class ClusterWorker:
         )
         with self._ctx.db.read() as session:
             return list(session.scalars(query.order_by(JobRow.ended_at).limit(200)))
+
+
+def _due_runs_query() -> Select[str]:
+    ready = or_(
+        RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING]),
+        (RunRow.phase == Phase.RELEASING) & RunRow.id.not_in(select(RunHoldRow.run_id)),
+        RunRow.cancel_requested_at.is_not(None)
+        & RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING, Phase.ACTIVE]),
+    )
+    due = or_(RunRow.next_try_at.is_(None), RunRow.next_try_at <= bindparam("now"))
+    query = select(RunRow.id).where(RunRow.cluster == bindparam("cluster"), ready, due)
+    return query.order_by(RunRow.id).limit(200)
+
+
+_DUE_RUNS = _due_runs_query()
+"""Built once: it is asked whenever the worker wakes, and a submission waits for it."""
