@@ -97,13 +97,13 @@ class Cluster:
             **more,
         }
 
-    def ssh_argv(self, *command: str) -> list[str]:
+    def ssh_argv(self, *, terminal: bool) -> list[str]:
         """The plain `ssh` command line of a person with the service account."""
         ssh = self.info["ssh"]
         return [
-            *("ssh", "-T", "-p", str(ssh["port"]), "-i", ssh["key"]),
+            *("ssh", "-tt" if terminal else "-T", "-p", str(ssh["port"]), "-i", ssh["key"]),
             *("-o", f"UserKnownHostsFile={ssh['known_hosts']}", "-o", "BatchMode=yes"),
-            *("-o", "ControlPath=none", f"{ssh['user']}@{ssh['host']}", *command),
+            *("-o", "ControlPath=none", f"{ssh['user']}@{ssh['host']}"),
         ]
 
     # ---- what Slurm says ----------------------------------------------------------------------------

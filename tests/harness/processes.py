@@ -54,7 +54,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def tail(self, lines: int = 30) -> str:
+    def tail(self, lines: int = 12) -> str:
         """The end of what it wrote."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
