@@ -78,11 +78,11 @@ def from_queue(entry: QueueJob) -> Sighting:
 
 
 def from_accounting(entry: AccountingJob) -> Sighting:
-    """A row of sacct (the newest one of the job id)."""
+    """A row of sacct (the newest one of the job id). Its reason is why it last *waited*: of an end, none."""
     state = job_state(entry.state)
     return Sighting(
         state=state,
-        reason=_word(entry.reason),
+        reason=None if state.ended else _word(entry.reason),
         exit_code=entry.exit_code if state.ended else None,
         signal=entry.signal if state.ended else None,
         restarts=entry.restarts,

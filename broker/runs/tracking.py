@@ -304,7 +304,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
         emit(session, run, "job_requeued", **about, restarts=job.restarts)
     if seen.state is JobState.UNKNOWN and before is not JobState.UNKNOWN:
         emit(session, run, "job_unknown", **about)
-    if seen.state.occupies_nodes and not before.occupies_nodes:
+    if began(seen) and not before.occupies_nodes:
         emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=f"{run.id}/{job.component}")
     if seen.state.ended:
         ran = job.started_at is not None or seen.state is JobState.COMPLETED
@@ -316,6 +316,15 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
         job_ended(run, job, duration(job))
     if run.started_at is None and job.started_at is not None:
         run.started_at = job.started_at
+
+
+def began(seen: Sighting) -> bool:
+    """Whether a job has started, be it that it ended before anybody looked. One that was cancelled while it
+    waited may carry a start as well: that of its end.
+    """
+    if seen.state.occupies_nodes or seen.state is JobState.COMPLETED:
+        return True
+    return seen.state.ended and seen.started_at is not None and seen.state is not JobState.CANCELLED
 
 
 def give_up(session: Session, run: RunRow, job: JobRow) -> None:

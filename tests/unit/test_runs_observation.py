@@ -16,6 +16,7 @@ from broker.runs.observation import (
     unseen,
 )
 from broker.runs.states import JobState
+from broker.runs.tracking import began
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DEADLINE = timedelta(hours=1)
@@ -108,3 +109,11 @@ def test_a_marker_that_was_cut_short_is_no_marker() -> None:
     assert marker.started_at == NOW
     for length in range(len(whole)):
         assert parse_marker(whole[:length]) is None
+
+
+def test_a_job_that_ended_between_two_looks_has_begun_all_the_same() -> None:
+    assert began(Sighting(JobState.COMPLETED))
+    assert began(Sighting(JobState.FAILED, started_at=NOW))
+    assert not began(Sighting(JobState.PENDING))
+    assert not began(Sighting(JobState.FAILED))
+    assert not began(Sighting(JobState.CANCELLED, started_at=NOW))  # Slurm dates the start of a wait's end
