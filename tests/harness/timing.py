@@ -77,7 +77,8 @@ class Ratio:
     def __str__(self) -> str:
         return (
             f"broker {_ms(self.broker_s)}, typed {_ms(self.typed_s)}: ratio {self.median:.2f}; "
-            f"piped into ssh without a terminal: {_ms(self.piped_s)}, ratio {_ratio(self.broker_s, self.piped_s):.2f} "
+            f"piped into ssh without a terminal: {_ms(self.piped_s)}, "
+            f"ratio {_ratio(self.broker_s, self.piped_s):.2f} "
             f"(medians of {len(self.broker_s)} rounds)"
         )
 
@@ -180,7 +181,8 @@ class Graph:
         before, after = self.plain_rates
         return (
             f"{self.components} components, {self.edges} edges right in Slurm; request → ids "
-            f"stored {self.broker_rate:.0f}/s, plain sbatch {before:.0f}/s before, {after:.0f}/s after: {self.ratio:.0%}"
+            f"stored {self.broker_rate:.0f}/s, plain sbatch {before:.0f}/s before, {after:.0f}/s after: "
+            f"{self.ratio:.0%}"
         )
 
 
