@@ -22,6 +22,9 @@ REGISTRY_IN_SPECS = "registry.avatar.io"
 _STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
 
 
+_ROW = re.compile(r"(\d+)\|([A-Z_]+[^|]*)\|(.*)")
+
+
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
     """A job as Slurm knows it. `states` holds every state that squeue or sacct shows of it."""
@@ -134,7 +137,10 @@ class Cluster:
         current: dict[tuple[int, str], str] = {}
         for source, text in (("sacct", accounting), ("squeue", queue)):
             for line in text.splitlines():
-                number, state, name = line.split("|", 2)
+                row = _ROW.fullmatch(line)
+                if row is None:  # the rest of somebody's job name with a newline in it
+                    continue
+                number, state, name = row.groups()
                 if name.startswith(prefix):
                     states[int(number), name].add(state.split()[0])
                     if source == "squeue":
