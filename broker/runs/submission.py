@@ -26,10 +26,10 @@ from broker.hosts.base import as_one_line
 from broker.runs.events import emit
 from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
 from broker.runs.service import attempt_jobs
+from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import run_ended, slurm_call, submitted
-from broker.runs.tracking import settle
 from broker.slurm import ResultKind
 
 CANCEL_AGAIN = timedelta(seconds=10)

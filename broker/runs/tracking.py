@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from broker import metrics
@@ -23,11 +23,10 @@ from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
-from broker.errors import BrokerError, SlurmRefused, Unreachable
+from broker.errors import BrokerError, Unreachable
 from broker.hosts import SshHost
 from broker.runs.events import emit
 from broker.runs.observation import (
-    NEVER_STARTS,
     Known,
     Marker,
     Sighting,
@@ -41,12 +40,13 @@ from broker.runs.observation import (
     unseen,
 )
 from broker.runs.planning import load_plan
-from broker.runs.service import attempt_jobs, newest_jobs, start_attempt
-from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
+from broker.runs.service import attempt_jobs
+from broker.runs.settling import settle
+from broker.runs.states import JobState
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
-from broker.runs.telemetry import job_ended, polled, run_ended, slurm_call
-from broker.slurm import QueueSnapshot
+from broker.runs.telemetry import job_ended, polled, slurm_call
+from broker.slurm import QueueSnapshot, ResultKind
 
 log = structlog.get_logger("broker.tracking")
 
@@ -81,10 +81,10 @@ class Tracker:
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
         ends, trouble = self._ends(watched, seen, snapshot)
         self._note(trouble, snapshot.taken_at)
-        self._reap(watched, seen | ends)
         names = {job.name for job in watched}
         adopt_strays(self._ctx, self._cluster, self._lease, names, snapshot.jobs)
         self._conclude(watched, ends, snapshot.taken_at)
+        self._reap(seen | ends)
 
     def _conclude(self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], taken_at: datetime) -> None:
         by_run: dict[str, list[JobRow]] = defaultdict(list)
@@ -217,7 +217,7 @@ class Tracker:
             settle(self._ctx, session, run)
 
     def _reap_descendants(self, session: Session, run: RunRow) -> None:
-        """Mark what a failure has made impossible, with the culprit; the next tick ends it in Slurm."""
+        """Mark what a failure has made impossible, with the culprit; the tick ends it in Slurm."""
         jobs = {job.component: job for job in attempt_jobs(session, run.id, run.attempt)}
         failed = {
             name: JobState(job.state)
@@ -238,20 +238,37 @@ class Tracker:
             job.ended_at = utcnow()
             emit(session, run, "job_failed", component=name, state=job.state, culprit=culprit)
 
-    def _reap(self, watched: Iterable[JobRow], seen: Mapping[str, Sighting]) -> None:
-        """End in Slurm what is marked so and still lives there; repeated until squeue agrees."""
-        live = [
-            job.slurm_job_id
-            for job in watched
+    def _reap(self, seen: Mapping[str, Sighting]) -> None:
+        """End in Slurm what is marked so and still lives there; repeated until squeue agrees.
+
+        A job that had not started is gone as soon as scancel has been believed; of one that runs, a later
+        look sees the end.
+        """
+        live = {
+            job.slurm_job_id: job
+            for job in self._watched()
             if job.reap and job.slurm_job_id and job.id in seen and not seen[job.id].state.ended
-        ]
+        }
         if not live:
             return
         try:
             with slurm_call(self._cluster, "cancel"):
-                self._ctx.slurm(self._cluster).cancel(live)
+                results = self._ctx.slurm(self._cluster).cancel(list(live))
         except BrokerError as error:
             self._note(error.detail, None)
+            return
+        over = [
+            job
+            for number, job in live.items()
+            if results[number].kind is ResultKind.DONE and seen[job.id].state is JobState.PENDING
+        ]
+        for run_id in {job.run_id for job in over}:
+            with self._ctx.db.write() as session:
+                self._lease.confirm(session)
+                run = session.get_one(RunRow, run_id, with_for_update=True)
+                gone = [job.id for job in over if job.run_id == run_id]
+                session.execute(update(JobRow).where(JobRow.id.in_(gone)).values(reap=False))
+                settle(self._ctx, session, run)
 
     def _note(self, trouble: str | None, polled_at: datetime | None) -> None:
         """Record how the look went. The time of a good look is the age of everything shown."""
@@ -328,7 +345,7 @@ def began(seen: Sighting) -> bool:
 
 
 def give_up(session: Session, run: RunRow, job: JobRow) -> None:
-    """End a job that Slurm would let wait for ever; the next tick ends it in Slurm."""
+    """Give up a job that Slurm would let wait for ever; the tick ends it in Slurm."""
     job.state, job.reap, job.ended_at = JobState.FAILED, True, utcnow()
     about = {"component": job.component, "job_id": job.slurm_job_id, "state": job.state}
     emit(session, run, "job_failed", **about, reason=job.reason, exit_code=None)
@@ -338,75 +355,3 @@ def give_up(session: Session, run: RunRow, job: JobRow) -> None:
 def duration(job: JobRow) -> float:
     """Seconds a job ran; 0 when it never started."""
     return (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
-
-
-def settle(ctx: Context, session: Session, run: RunRow) -> None:
-    """Derive the run's state from its jobs and end it when nothing is left to do (run locked by caller)."""
-    if run.phase not in {Phase.RELEASING, Phase.ACTIVE, Phase.STORING}:
-        return
-    session.flush()
-    jobs = newest_jobs(session, run.id)
-    states = [JobState(job.state) for job in jobs]
-    stored = all(job.storing in {"none", "stored", "failed"} for job in jobs)
-    state = derive_run_state(
-        [_Facts(JobState(job.state), job.started_at is not None) for job in jobs],
-        cancel_requested=run.cancel_requested_at is not None,
-        stored=stored,
-    )
-    if all(value.ended for value in states) and not state.final:
-        run.phase = Phase.STORING
-    if state is RunState.SUCCEEDED and any(job.storing == "failed" for job in jobs):
-        state = RunState.FAILED
-        lost = next(job for job in jobs if job.storing == "failed")
-        run.error_code, run.error = "integrity", f"Storing {lost.component} failed: {lost.store_error}"
-    if not state.final:
-        run.state = state
-        return
-    if state is RunState.FAILED and _worth_another_try(ctx, run, jobs):
-        run.auto_retries += 1
-        start_attempt(ctx, session, run, None, run.owner_id)
-        return
-    run.state, run.phase, run.ended_at = state, Phase.DONE, utcnow()
-    run.trouble = run.next_try_at = None
-    if state is RunState.FAILED and run.error is None:
-        run.error_code, run.error = explain(jobs)
-    emit(session, run, "run_finished", state=state, error=run.error)
-    run_ended(run)
-
-
-def _worth_another_try(ctx: Context, run: RunRow, jobs: Sequence[JobRow]) -> bool:
-    """Only when every failure was the cluster's, and not for ever (DD-13)."""
-    classes = {failure_class(JobState(job.state)) for job in jobs if job.culprit is None}
-    own = classes - {None, FailureClass.UPSTREAM}
-    return own == {FailureClass.TEMPORARY} and run.auto_retries < ctx.cluster(run.cluster).max_auto_retries
-
-
-REMEDIES = {
-    FailureClass.TEMPORARY: "The cluster failed, not the program: `broker run retry` goes on from here",
-    FailureClass.RESOURCE: "It needed more than it asked for: raise `memory` or `time` and run it again",
-    FailureClass.CANCELLED: "It was cancelled on the cluster",
-    FailureClass.PERMANENT: "The program failed: read its log (`broker run logs`), mend it, run it again",
-}
-
-
-def explain(jobs: Sequence[JobRow]) -> tuple[str, str]:
-    """Why a run failed: the first component that failed by itself, in a sentence with the remedy."""
-    for job in jobs:
-        if job.reason == NEVER_STARTS:
-            return SlurmRefused.code, (
-                f"Slurm can never start {job.component} ({NEVER_STARTS}): no node of the cluster has the "
-                "GPUs, memory and CPUs it asks for. Change its resources and run it again."
-            )
-        state = JobState(job.state)
-        kind = failure_class(state)
-        if kind in REMEDIES:
-            status = f", exit status {job.exit_code}" if job.exit_code else ""
-            reason = f" ({job.reason})" if job.reason and job.reason != "NonZeroExitCode" else ""
-            return f"job_{kind}", f"{job.component} ended {state}{status}{reason}. {REMEDIES[kind]}."
-    return "job_permanent", "The run failed."
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    state: JobState
-    started: bool

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import getpass
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from broker.runs.strays import adopt_strays
 from broker.runs.submission import Submitter
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
-from broker.slurm import QueueJob, QueueSnapshot
+from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.states import SlurmState
 from broker.slurm.tres import parse_tres
 from tests.api_support import Api, context
@@ -237,3 +238,31 @@ def test_files_of_a_run_that_is_being_retried_are_not_removed(
     retry_run(ctx, ann, run_id, None)  # after the janitor had made its list
     remove_run_files(ctx, "main", lease, run_id)
     assert row(ctx, run_id).removed_at is None
+
+
+def test_a_run_that_failed_is_over_only_when_slurm_is_rid_of_all_of_it(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, tracker, slurm = requested(ctx, ann), Tracker(ctx, "main", lease), ctx.slurm("main")
+    submitted(ctx, run_id)
+    jobs, me = jobs_of(ctx, run_id), getpass.getuser()
+    never = replace(queued(jobs["trainer"], 101, me), reason="BadConstraints")
+    queue = (queued(jobs["loader"], 100, me, SlurmState.FAILED), never)
+    answers = [Result(ResultKind.UNREACHABLE), Result(ResultKind.DONE)]
+    asked: list[int] = []
+
+    def cancel(job_ids: Sequence[int]) -> dict[int, Result]:
+        asked.extend(job_ids)
+        return dict.fromkeys(job_ids, answers.pop(0))
+
+    monkeypatch.setattr(slurm, "jobs", lambda user: QueueSnapshot(utcnow(), queue))
+    monkeypatch.setattr(slurm, "accounting", lambda ids: [])
+    monkeypatch.setattr(slurm, "cancel", cancel)
+    monkeypatch.setattr(tracker, "_marked", lambda job: None)
+    tracker.tick()
+    trainer = jobs_of(ctx, run_id)["trainer"]
+    assert (trainer.state, trainer.reap, row(ctx, run_id).ended_at) == (JobState.FAILED, True, None)
+    tracker.tick()
+    assert asked.count(101) == 2
+    assert not jobs_of(ctx, run_id)["trainer"].reap
+    assert (row(ctx, run_id).state, row(ctx, run_id).phase) == (RunState.FAILED, Phase.DONE)
