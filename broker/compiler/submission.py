@@ -17,6 +17,9 @@ from broker.compiler.plan import FETCH, Plan
 from broker.compiler.render import as_json, render, sh
 
 LOCK_WAIT_S: Final = 60
+AT_ONCE: Final = 3
+"""sbatch calls at once, of jobs that do not wait for each other: most of a call is starting the program. Far
+below what slurmctld's own limit lets a user do (`rl_bucket_size`, slurm.conf(5): 30 at least)."""
 TRUST_SQUEUE_S: Final = 40
 """How long after the first start squeue alone is believed. slurmctld forgets ended jobs after `MinJobAge`
 (slurm.conf(5); default 300 s, sites choose 60 and more); later, sacct is asked too."""
@@ -75,6 +78,7 @@ def submission_script(plan: Plan, *, hold: bool = True) -> str:
         jobs=plan.jobs,
         fetches=fetches,
         exits={exit_code.name.lower(): exit_code.value for exit_code in SubmissionExit},
+        at_once=AT_ONCE,
         lock_wait_s=LOCK_WAIT_S,
         trust_squeue_s=TRUST_SQUEUE_S,
         all_states=_ALL_STATES,

@@ -31,38 +31,43 @@ from broker.compiler import (
 )
 from broker.spec import parse
 
-# Each stand-in first counts an event; at event number $KILL_AT it kills the script, as a crash would.
+# Each stand-in notes events; at event $KILL_AT, a number or a name, it kills the script, as a crash would.
 COUNT = """#!/bin/bash
-event() {
-  exec 8>>"$SITE/events"; flock 8; echo x >&8
-  (( $(wc -l <"$SITE/events") == ${KILL_AT:-0} )) || return 0
-  kill -KILL "$(<"$SITE/script")"
+script=$(<"$SITE/script") # not a later one: an sbatch may outlive the script that began it
+event() { # NAME
+  local number
+  exec 8>>"$SITE/events"; flock 8; echo "$1" >&8
+  number=$(wc -l <"$SITE/events")
+  exec 8>&- # kept, it would stand in the way of an sbatch beside this one
+  [[ ${KILL_AT:-0} != "$number" && ${KILL_AT:-} != "$1" ]] || kill -KILL "$script"
 }
 """
 SBATCH = (
     COUNT
     + """
-event
-[[ -e $SITE/gate ]] && read -r <"$SITE/gate" # held up until the test writes here
 args=("$@")
 for argument; do case $argument in
   --job-name=*) name=${argument#*=} ;;
   --dependency=*) dependency=${argument#*=} ;;
 esac; done
-[[ $name == *-${REFUSE:--}-* ]] && { echo "sbatch: error: $COMPLAINT" >&2; exit 1; }
+[[ $name =~ -([a-d])-[0-9] ]] && component=${BASH_REMATCH[1]}
+event "$component.begun"
+[[ -e $SITE/gate ]] && read -r <"$SITE/gate" # held up until the test writes here
+[[ $component == "${REFUSE:--}" ]] && { echo "sbatch: error: $COMPLAINT" >&2; exit 1; }
 [[ -s ${args[-1]} ]] || { echo "no script" >&2; exit 1; }
 exec 7>>"$SITE/lock"; flock 7
 id=$((100 + $(ls "$SITE/jobs" | wc -l)))
 printf '%s|PENDING|%s|%s\\n' "$id" "$name" "${dependency:-}" >"$SITE/jobs/$id"
-event
+exec 7>&-
+event "$component.taken"
 echo "$id"
-event
+event "$component.told"
 """
 )
 SQUEUE = (
     COUNT
     + """
-event
+event squeue
 [[ -e $SITE/controller-down ]] && { echo "Unable to contact slurm controller" >&2; exit 1; }
 [[ -v SQUEUE_PARTITION ]] && exit 0 # a filter that hides everything
 for job in "$SITE"/jobs/*; do [[ -e $job ]] && cut -d'|' -f1-3 "$job"; done
@@ -77,7 +82,7 @@ exit 0
 SYNC = (
     COUNT
     + """
-event
+event sync
 exec /bin/sync "$@"
 """
 )
@@ -122,6 +127,11 @@ class Site:
         found = {name: (number, dependency) for number, _, name, dependency in rows}
         assert len(found) == len(rows), f"submitted twice: {rows}"
         return found
+
+    def seen(self) -> list[str]:
+        """The events so far."""
+        path = self.root / "events"
+        return path.read_text().splitlines() if path.exists() else []
 
     def change_state(self, component: str, state: str | None) -> str:
         """Set a job's state in the queue, or take it out; gives its accounting row."""
@@ -188,8 +198,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def events(site: Site) -> int:
-    path = site.root / "events"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(site.seen())
 
 
 def test_a_graph_is_submitted_with_its_edges(site: Site) -> None:
@@ -306,7 +315,7 @@ def test_an_unclear_answer_is_unknown_never_a_refusal(site: Site) -> None:
 
 
 def test_recovery_without_an_answer_from_the_queue_submits_nothing(site: Site) -> None:
-    site.submit(KILL_AT="4")
+    site.submit(KILL_AT="a.told")
     (site.root / "controller-down").touch()
     before = len(site.jobs())
     done = site.submit()
@@ -318,19 +327,18 @@ def test_recovery_without_an_answer_from_the_queue_submits_nothing(site: Site) -
 
 
 def test_a_late_recovery_asks_accounting_for_what_slurmctld_forgot(site: Site) -> None:
-    site.submit(KILL_AT="6")  # a and b are submitted, b is not in the journal yet
+    site.submit(KILL_AT="b.taken")  # a and b are submitted, b is not in the journal yet
     site.age_journal(3600)
     row = site.change_state("b", None)
     (site.root / "accounting").write_text(row.format(state="CANCELLED by 0"))
-    before = len(list((site.root / "jobs").iterdir()))
     done = site.submit()
     assert done.returncode == SubmissionExit.REFUSED
     assert "ended as CANCELLED before the graph was complete" in done.stderr
-    assert len(list((site.root / "jobs").iterdir())) == before
+    assert "d.begun" not in site.seen()
 
 
 def test_a_late_recovery_without_accounting_submits_nothing(site: Site) -> None:
-    site.submit(KILL_AT="6")
+    site.submit(KILL_AT="b.taken")
     site.age_journal(3600)
     (site.root / "dbd-down").touch()
     assert site.submit().returncode == SubmissionExit.UNKNOWN
@@ -339,13 +347,13 @@ def test_a_late_recovery_without_accounting_submits_nothing(site: Site) -> None:
 
 
 def test_an_early_recovery_does_without_accounting(site: Site) -> None:
-    site.submit(KILL_AT="6")
+    site.submit(KILL_AT="b.taken")
     (site.root / "dbd-down").touch()
     site.assert_whole(site.submit())
 
 
 def test_a_recorded_job_that_nobody_knows_any_more_is_unknown(site: Site) -> None:
-    site.submit(KILL_AT="6")
+    site.submit(KILL_AT="b.taken")
     site.change_state("a", None)
     done = site.submit()
     assert done.returncode == SubmissionExit.UNKNOWN
@@ -353,13 +361,13 @@ def test_a_recorded_job_that_nobody_knows_any_more_is_unknown(site: Site) -> Non
 
 
 def test_a_parent_that_was_cancelled_meanwhile_stops_the_graph(site: Site) -> None:
-    site.submit(KILL_AT="6")
+    site.submit(KILL_AT="b.taken")
     site.change_state("a", "CANCELLED")
     assert site.submit().returncode == SubmissionExit.REFUSED
 
 
 def test_a_parent_that_has_completed_is_no_dependency_any_more(site: Site) -> None:
-    site.submit(KILL_AT="6")
+    site.submit(KILL_AT="a.told")
     site.change_state("a", "COMPLETED")
     assert site.submit().returncode == SubmissionExit.COMPLETE
     jobs = {job.component: site.jobs()[job.name] for job in site.plan.jobs}
