@@ -13,7 +13,7 @@ from broker.errors import InvalidRequest
 
 users = group("user", "Accounts. Only admins may use these.")
 
-Role = Literal["admin", "researcher", "viewer", "internal"]
+Role = Literal["admin", "tenant_admin", "researcher", "viewer", "internal"]
 Username = Annotated[str, typer.Argument(metavar="USER", help="User name or id.")]
 _COLUMNS = ("username", "role", "tenant", "active", "must_change_password", "display_name")
 

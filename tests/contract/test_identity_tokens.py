@@ -4,6 +4,7 @@ import stat
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import jwt
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import func, select
 
 from broker.audit.tables import AuditRow
 from broker.errors import ConfigurationError, Unauthenticated
-from broker.identity import SYSTEM, Permission, Role
+from broker.identity import SYSTEM, Permission, Principal, Role
 from broker.identity.passwords import verify_password
 from broker.identity.permissions import ALLOWED
 from broker.identity.schemas import UserCreate
@@ -200,7 +201,22 @@ def test_reset_admin_makes_the_account_that_does_not_exist(ctx):
 
 
 def test_roles_grow_and_every_permission_is_somebodys():
-    assert ALLOWED[Role.VIEWER] < ALLOWED[Role.RESEARCHER] < ALLOWED[Role.ADMIN]
+    grow = [ALLOWED[role] for role in (Role.VIEWER, Role.RESEARCHER, Role.TENANT_ADMIN, Role.ADMIN)]
+    assert all(less < more for less, more in pairwise(grow))
     assert ALLOWED[Role.INTERNAL] == ALLOWED[Role.RESEARCHER]
     assert ALLOWED[Role.ADMIN] == set(Permission)
     assert not any(permission.endswith(":write") for permission in ALLOWED[Role.VIEWER])
+
+
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.ADMIN])
+def test_only_admins_decide_for_every_tenant(role):
+    deciding = {"approvals:decide", "queue:manage", "quotas:manage", "clusters:manage", "tenants:manage"}
+    assert not deciding & ALLOWED[role]
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_scopes_only_ever_narrow(role):
+    every = Principal("us_1", "ann", role, "default", frozenset(Permission))
+    reading = Principal("us_1", "ann", role, "default", frozenset({Permission.RUNS_READ}))
+    assert every.permissions == ALLOWED[role]
+    assert reading.can(Permission.RUNS_READ) and reading.permissions == {Permission.RUNS_READ}
