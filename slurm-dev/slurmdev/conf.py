@@ -40,8 +40,8 @@ SlurmdSyslogDebug=quiet
 LogTimeFormat=iso8601_ms,format_stderr
 MailProg=/bin/true
 
-# A node that falls silent is down after 20 s, and back as soon as it answers.
-SlurmdTimeout=20
+# A node that falls silent is down within 30 s, and back as soon as it answers.
+SlurmdTimeout=12
 ReturnToService=2
 KillWait=10
 MinJobAge=300
@@ -107,6 +107,7 @@ def slurm_conf(settings: Settings, version: Version) -> str:
         f"PartitionName={kind.name} Nodes={','.join(kind.nodes)} MaxTime=INFINITE State=UP"
         for kind in layout.KINDS
     ]
+    partitions.append("PartitionName={} Nodes={} MaxTime=INFINITE State=UP".format(*layout.CAPPED))
     preempt = ["PreemptParameters=send_user_signal"] if version >= _PREEMPT_PARAMETERS else []
     return "\n".join([head, *preempt, "", *nodes, "", *partitions, ""])
 
@@ -165,6 +166,11 @@ PrintMotd no
 SetEnv LANG=C.UTF-8
 Subsystem sftp internal-sftp
 """
+
+
+def sudoers() -> str:
+    """``sudoers(5)``: the service account may run commands as those in one Unix group, as nobody else."""
+    return f"{layout.SERVICE_USER} ALL=(%{layout.PEOPLE_GROUP}) NOPASSWD: ALL\n"
 
 
 def registry_yaml(settings: Settings) -> str:

@@ -48,6 +48,22 @@ ACCOUNTS: Mapping[str, tuple[str, ...]] = {
 }
 """Account → its people. ``default`` comes first: it becomes everyone's default account."""
 
+QOS: Mapping[str, tuple[str, ...]] = {
+    "training": ("Priority=100", "GraceTime=120", "PreemptMode=requeue", "MaxWall=24:00:00"),
+    "fine-tuning": ("Priority=400", "GraceTime=120", "PreemptMode=requeue", "MaxWall=24:00:00"),
+    "inference": ("Priority=700",),
+    "urgent-inference": (
+        "Priority=1000",
+        "Preempt=fine-tuning,fine-tuning-approved,training,training-approved",
+    ),
+}
+"""Priority class → what sacctmgr(1) sets on it; each has a twin NAME-approved that is granted to nobody."""
+
+PEOPLE_GROUP = "people"
+"""The Unix group of those for whom the service account may act (made by ``provision``)."""
+CAPPED = ("capped", "v100-2")
+"""A small partition and its node: 4 GPUs to queue for, while the rest of the cluster goes its way."""
+
 DATA = "/var/lib/slurm-dev"
 """Inside the cluster: the one folder that outlives a restart (on the host: ``STATE/NAME/data``)."""
 RUN = "/run/slurm-dev"

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from slurmdev import conf, daemons, layout
@@ -149,6 +150,7 @@ def _configuration(settings: Settings) -> None:
         "/etc/slurm/cgroup.conf": (conf.cgroup_conf((year, month)), "root", 0o644),
         "/etc/slurm/slurmdbd.conf": (conf.slurmdbd_conf(settings), "slurm", 0o600),
         "/etc/slurm-dev/sshd_config": (conf.sshd_config(settings), "root", 0o644),
+        "/etc/sudoers.d/slurm-dev": (conf.sudoers(), "root", 0o440),
         "/etc/slurm-dev/registry.yml": (conf.registry_yaml(settings), "root", 0o644),
     }
     for name, (text, owner, mode) in files.items():
@@ -192,9 +194,6 @@ def create_accounts() -> None:
 
     The service account becomes an Operator: it may place administrator holds, and change others' jobs.
     """
-    done = _DATA / "accounts-created"
-    if done.exists():
-        return
     accounts = ",".join(layout.ACCOUNTS)
     commands = [
         ["add", "cluster", layout.CLUSTER],
@@ -212,6 +211,24 @@ def create_accounts() -> None:
         ),
         ["modify", "user", layout.SERVICE_USER, "set", "AdminLevel=Operator"],
     ]
+    _register("accounts-created", commands)
+
+
+def create_classes() -> None:
+    """Register the QOS of the priority classes; once per cluster. The service account could not: it takes an
+    Administrator.
+    """
+    # A QOS must exist before another one can name it: who preempts comes last.
+    ordered = sorted(layout.QOS.items(), key=lambda item: any("Preempt=" in field for field in item[1]))
+    added = [["add", "qos", f"{name}{twin}", *set_] for name, set_ in ordered for twin in ("", "-approved")]
+    granted = ["modify", "cluster", layout.CLUSTER, "set", f"QOS={','.join(('normal', *layout.QOS))}"]
+    _register("classes-created", [*added, granted])
+
+
+def _register(marker: str, commands: Sequence[Sequence[str]]) -> None:
+    done = _DATA / marker
+    if done.exists():
+        return
     for command in commands:
         argv = ["sacctmgr", "--immediate", *command]
         made = subprocess.run(

@@ -80,6 +80,7 @@ class Supervisor:
         setup.create_database()
         self._start("slurmdbd")
         setup.create_accounts()
+        setup.create_classes()
         self._start("slurmctld")
         for name in layout.NODES:
             self._start(name, wait=False)

@@ -54,13 +54,17 @@ def test_every_node_is_idle_with_its_typed_gpus(cluster: DevCluster) -> None:
 
 
 def test_partitions_follow_the_gpu_type_and_all_nodes_are_the_default(cluster: DevCluster) -> None:
-    assert cluster.ok("sinfo", "-h", "-o", "%P %D").splitlines() == ["gpu* 6", "a100 4", "v100 2"]
+    assert cluster.ok("sinfo", "-h", "-o", "%P %D").splitlines() == ["gpu* 6", "a100 4", "v100 2", "capped 1"]
 
 
 def test_people_and_accounts_are_registered_and_the_service_account_is_operator(cluster: DevCluster) -> None:
     associations = cluster.ok("sacctmgr", "-nP", "show", "assoc", "cluster=dev", "format=account,user,qos")
-    assert {"default|kim|normal", "team-a|kim|normal", "team-b|park|normal"} <= set(associations.splitlines())
-    assert "team-a|park|normal" not in associations
+    people = {
+        line.rpartition("|")[0]: set(line.rpartition("|")[2].split(",")) for line in associations.splitlines()
+    }
+    assert {"default|kim", "team-a|kim", "team-b|park"} <= set(people)
+    assert "team-a|park" not in people
+    assert people["team-a|kim"] == {"normal", "urgent-inference", "inference", "fine-tuning", "training"}
     levels = cluster.ok("sacctmgr", "-nP", "show", "user", "format=user,admin").splitlines()
     assert {"broker|Operator", "kim|None", "park|None", "lee|None"} <= set(levels)
 
@@ -142,6 +146,15 @@ def test_the_owner_cannot_release_an_administrator_hold(cluster: DevCluster) -> 
     assert cluster.ok("squeue", "-h", "-j", job, "-o", "%T %r") == "PENDING JobHeldAdmin"
     cluster.ok("scontrol", "release", job, user="broker")
     wait_for_state(cluster, job, "COMPLETED")
+
+
+def test_the_service_account_acts_for_people_of_one_group_and_for_nobody_else(cluster: DevCluster) -> None:
+    assert cluster.ok("sudo", "-n", "-H", "-u", "kim", "--", "id", "-un", user="broker") == "kim"
+    for somebody in ("root", "slurm"):
+        status, _out, err = cluster.exec(["sudo", "-n", "-u", somebody, "--", "id"], user="broker")
+        assert status != 0, f"broker became {somebody}"
+        assert "password is required" in err or "not allowed" in err
+    assert cluster.exec(["sudo", "-n", "-u", "park", "--", "id"], user="kim")[0] != 0
 
 
 def test_a_job_of_an_account_one_does_not_belong_to_is_refused(cluster: DevCluster) -> None:

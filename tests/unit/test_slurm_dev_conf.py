@@ -64,6 +64,17 @@ def test_limits_are_enforced_and_gpus_are_counted_by_type() -> None:
     assert said["AccountingStorageTRES"] == "gres/gpu,gres/gpu:a100,gres/gpu:v100"
 
 
+def test_the_service_account_may_act_for_one_group_alone() -> None:
+    assert conf.sudoers() == "broker ALL=(%people) NOPASSWD: ALL\n"
+
+
+def test_a_dead_node_is_noticed_within_half_a_minute_and_a_small_partition_lies_beside_the_others() -> None:
+    text = conf.slurm_conf(SETTINGS, (24, 11))
+    # slurm.conf(5): pinged every third of the time-out, so it is found silent at 4/3 of it at the latest.
+    assert int(fields(text)["SlurmdTimeout"]) * 4 / 3 < 30
+    assert "PartitionName=capped Nodes=v100-2 MaxTime=INFINITE State=UP" in text
+
+
 def test_settings_survive_their_file_and_a_missing_port_is_an_error() -> None:
     assert layout.Settings.from_json(SETTINGS.to_json()) == SETTINGS
     short = layout.Settings("dev", "trixie", {"ssh": 1})
