@@ -19,7 +19,9 @@ import broker.audit.tables
 import broker.db.leases
 import broker.identity.tables
 import broker.models.tables
+import broker.notifications.tables
 import broker.pipelines.tables
+import broker.quotas.tables
 import broker.runs.tables  # noqa: F401 - imported for their tables
 from broker.db import Base, Database
 from broker.errors import ConfigurationError

@@ -9,6 +9,7 @@ working directory, if there is one), the defaults below. Secrets are files (0600
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +40,7 @@ class ClusterSettings(_Section):
     )
     ssh_host: str = Field("127.0.0.1", description="Login node")
     ssh_port: int = Field(22, ge=1, le=65535, description="Port of sshd on the login node")
-    ssh_user: str = Field("broker", description="Account that submits the jobs (`run_as: service`)")
+    ssh_user: str = Field("broker", description="The service account: how the broker logs in")
     ssh_key_file: Path | None = Field(None, description="Private key of that account (0600)")
     ssh_known_hosts: Path | None = Field(
         None, description="Host keys that are trusted, in known_hosts(5) format; an unknown key is refused"
@@ -47,6 +48,11 @@ class ClusterSettings(_Section):
     ssh_timeout_s: float = Field(30, gt=0, description="Time to connect and to open a channel, seconds")
     ssh_channels: int = Field(
         8, ge=2, le=64, description="Sessions at once over one connection; sshd allows 10 (`MaxSessions`)"
+    )
+    run_as: Literal["service", "user"] = Field(
+        "service",
+        description="Whose the jobs and their files are: the service account's, or each person's own Unix "
+        "account's (by a sudoers rule, see docs/operations.md)",
     )
     base_path: str = Field(
         "/cluster/ml-jobs", pattern=r"^/[A-Za-z0-9._/-]+$", description="Shared folder for run directories"
@@ -136,6 +142,81 @@ class ApiSettings(_Section):
     )
 
 
+class ApprovalSettings(_Section):
+    """What waits for a person's decision. Any one component that reaches a threshold makes its run wait."""
+
+    gpu_count: int = Field(4, ge=1, description="GPUs of one component, over all its nodes")
+    memory_gib: int = Field(128, ge=1, description="Memory of one component, over all its nodes, GiB")
+    expires_days: float = Field(
+        14, gt=0, description="A request that nobody decides, and an unused approval, end after this"
+    )
+
+
+class ChatSettings(_Section):
+    """One room (Slack, Teams, …) that is told, through Apprise."""
+
+    url_file: SecretFile = Field(description="File with the room's Apprise URL, token included (0600)")
+    kinds: tuple[str, ...] = Field(
+        ("cluster_unreachable",), description="Kinds it is told of (docs/notifications.md); empty: all"
+    )
+    tenants: tuple[str, ...] = Field((), description="Only notices of these tenants; empty: all")
+    language: Literal["en", "ko"] = Field("en", description="Language of the messages")
+
+
+class NotificationSettings(_Section):
+    """Telling people: webhooks, e-mail, chat."""
+
+    email_url_file: SecretFile | None = Field(
+        None,
+        description="File (0600) with the mail server's Apprise URL: "
+        "`mailtos://user:password@smtp.example.org?from=broker@example.org`; unset: no e-mail",
+    )
+    email_domains: tuple[str, ...] = Field(
+        (), description="Domains that people's addresses may be in; empty: any"
+    )
+    chat: dict[str, ChatSettings] = Field({}, description="Chat rooms by name")
+    allowed_networks: tuple[str, ...] = Field(
+        (),
+        description="Networks (`10.1.2.0/24`) that webhooks may reach although they are private; plain HTTP "
+        "is allowed there alone",
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) that webhooks' servers are checked with; unset: the system's"
+    )
+    timeout_s: float = Field(15, gt=0, le=120, description="How long one delivery may take in all")
+    concurrency: int = Field(8, ge=1, le=64, description="Deliveries at once; to one receiver only one")
+    max_tries: int = Field(12, ge=1, le=100, description="A delivery is given up (`dead`) after this many")
+    first_pause_s: float = Field(
+        5, gt=0, description="Pause after the first failure; each further one is four times as long"
+    )
+    longest_pause_s: float = Field(6 * 3600, gt=0, description="… up to this")
+    keep_days: float = Field(30, gt=0, description="Days that notices and their delivery log are kept")
+    unreachable_after_s: float = Field(
+        300, ge=0, description="A cluster that was not seen this long is told of, once per outage"
+    )
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(item)) for item in value)
+
+
+class QuotaSettings(_Section):
+    """What a tenant and a person may use. An admin changes a single tenant's quota with `broker quota set`."""
+
+    api_calls_per_day: int = Field(10_000, ge=0, description="API calls of a tenant a day (UTC)")
+    gpu_hours_per_month: float = Field(100, ge=0, description="GPU hours of a tenant a month (UTC)")
+    upload_gb_per_month: float = Field(50, ge=0, description="GiB that a tenant uploads a month (UTC)")
+    active_runs_per_user: int = Field(3, ge=1, description="Runs of one person that have not ended")
+    runs_per_hour: int = Field(5, ge=1, description="Runs that one person asks for within an hour")
+    runs_per_day: int = Field(10, ge=1, description="Runs that one person asks for in a day (UTC)")
+    internal_runs_per_day: int = Field(50, ge=1, description="… of an account with the role `internal`")
+    max_run_hours: float = Field(36, gt=0, description="Longest time limit of a component of a training run")
+    max_allowed_hours: float = Field(
+        72, gt=0, description="Longest that a person's `max_training_hours` allows"
+    )
+
+
 class Settings(BaseSettings):
     """The whole configuration of one broker."""
 
@@ -162,6 +243,13 @@ class Settings(BaseSettings):
     clusters: dict[str, ClusterSettings] = Field({}, description="Clusters by name")
     s3: S3Settings = Field(default_factory=S3Settings, description="Object store")
     api: ApiSettings = Field(default_factory=ApiSettings, description="REST server")
+    quotas: QuotaSettings = Field(default_factory=QuotaSettings, description="Quotas and limits")
+    notifications: NotificationSettings = Field(
+        default_factory=NotificationSettings, description="Telling people"
+    )
+    approval: ApprovalSettings = Field(
+        default_factory=ApprovalSettings, description="Thresholds above which a run waits for approval"
+    )
 
     @field_validator("data_dir")
     @classmethod

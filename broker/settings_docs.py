@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from broker.settings import CONFIG_FILE_VARIABLE, ClusterSettings, Settings
+from broker.settings import CONFIG_FILE_VARIABLE, Settings
 
 FILE: Final = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 _INTRODUCTION: Final = f"""\
@@ -50,16 +50,22 @@ def document() -> str:
 
 
 def _sections() -> Iterator[str]:
-    sections = {name: _section_of(field) for name, field in Settings.model_fields.items()}
-    top = {name: field for name, field in Settings.model_fields.items() if sections[name] is None}
+    top = {name: field for name, field in Settings.model_fields.items() if _section_of(field) is None}
     yield _section("General", "", top, "BROKER_")
-    for name, model in sections.items():
-        if model is None:
+    yield from _below(Settings, "")
+
+
+def _below(model: type[BaseModel], path: str) -> Iterator[str]:
+    """The sections inside a section, each followed by those inside it."""
+    for name, field in model.model_fields.items():
+        inner = _section_of(field)
+        if inner is None:
             continue
-        is_map = name == "clusters"
-        title = f"`[{name}.NAME]`" if is_map else f"`[{name}]`"
-        prefix = f"BROKER_{name.upper()}__" + ("NAME__" if is_map else "")
-        yield _section(title, (model.__doc__ or "").strip(), model.model_fields, prefix)
+        place = f"{path}{name}" + (".NAME" if get_origin(field.annotation) is dict else "")
+        fields = {key: one for key, one in inner.model_fields.items() if _section_of(one) is None}
+        prefix = f"BROKER_{place.upper().replace('.', '__')}__"
+        yield _section(f"`[{place}]`", (inner.__doc__ or "").strip(), fields, prefix)
+        yield from _below(inner, f"{place}.")
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -94,6 +100,8 @@ def _type(field: FieldInfo) -> str:
 
 def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
@@ -120,10 +128,15 @@ def _text(text: str) -> str:
 
 
 def setting_names() -> list[str]:
-    """Every setting as the page names it (its test compares)."""
-    models: list[type[BaseModel]] = [Settings, ClusterSettings]
-    models += [model for field in Settings.model_fields.values() if (model := _section_of(field))]
-    return sorted({name for model in models for name in model.model_fields})
+    """Every setting as the page names it (its test compares); a section by its name alone."""
+
+    def names(model: type[BaseModel]) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            yield name
+            if inner := _section_of(field):
+                yield from names(inner)
+
+    return sorted(set(names(Settings)))
 
 
 def main() -> int:
