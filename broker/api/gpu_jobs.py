@@ -24,9 +24,10 @@ from broker.pipelines.service import store_parsed
 from broker.pipelines.tables import PipelineRow
 from broker.runs.logs import Stream, read_log
 from broker.runs.schemas import JobView, LogChunk, RunRequest, RunView
-from broker.runs.service import create_run, find_run, view_run, visible_runs
+from broker.runs.service import create_run
 from broker.runs.states import RunState
 from broker.runs.tables import RunRow
+from broker.runs.views import find_run, view_run, visible_runs
 from broker.spec import PipelineSpec, parse
 from broker.spec.canonical import canonical_json
 from broker.text import Name, RequestModel

@@ -11,9 +11,9 @@ from broker.identity import Principal
 from broker.objects.manifest import StoredFile
 from broker.runs.collection import load_manifest
 from broker.runs.schemas import LogChunk
-from broker.runs.service import attempt_jobs, find_run, newest_jobs
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
+from broker.runs.views import attempt_jobs, find_run, newest_jobs
 
 Stream = Literal["output", "error", "slurm"]
 FILES: dict[Stream, str] = {"output": "training.log", "error": "error.log", "slurm": "slurm.log"}

@@ -16,9 +16,10 @@ from broker.context import Context
 from broker.identity.tables import UserRow
 from broker.runs.code import resolve_code
 from broker.runs.images import images_at_hand, references, resolve_images
-from broker.runs.service import attempt_jobs, effective_spec, newest_jobs, run_identity, stored_spec
+from broker.runs.service import effective_spec, run_identity, stored_spec
 from broker.runs.states import JobState
 from broker.runs.tables import RunRow, SubmissionRow
+from broker.runs.views import attempt_jobs, newest_jobs
 from broker.spec import PipelineSpec
 
 

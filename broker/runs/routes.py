@@ -29,20 +29,11 @@ from broker.runs.schemas import (
     RunView,
     StoredFile,
 )
-from broker.runs.service import (
-    attempt_jobs,
-    cancel_run,
-    create_run,
-    find_run,
-    newest_jobs,
-    retry_run,
-    summarise,
-    view_run,
-    visible_runs,
-)
+from broker.runs.service import cancel_run, create_run, retry_run
 from broker.runs.states import RunState
 from broker.runs.streams import event_stream
 from broker.runs.tables import RunRow, SubmissionRow
+from broker.runs.views import attempt_jobs, find_run, newest_jobs, summarise, view_run, visible_runs
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 Reader = Annotated[Principal, Depends(requires(Permission.RUNS_READ))]

@@ -5,11 +5,25 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from broker.runs.states import JobState, Phase, RunState
 from broker.spec import Overrides
 from broker.text import RequestModel
+
+PriorityClass = Literal["urgent-inference", "inference", "fine-tuning", "training"]
+Priority = Literal["high", "normal", "low"]
+
+
+class NeedsApproval(BaseModel):
+    """A component that reaches a threshold, so that its run waits for approval."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    component: str
+    resource: Literal["gpu_count", "memory_mib"]
+    requested: int = Field(description="GPUs, or MiB, over all nodes of the component")
+    threshold: int
 
 
 class RunRequest(RequestModel):
@@ -25,6 +39,10 @@ class RunRequest(RequestModel):
     test_run_ref: str | None = Field(
         None, max_length=64, description="An earlier test run of this pipeline (WR-03)"
     )
+    priority_class: PriorityClass = Field(
+        "training", description="What kind of work it is: its QOS in Slurm, and what may preempt it"
+    )
+    priority: Priority = Field("normal", description="Its place among the runs of its class")
 
 
 class RetryRequest(RequestModel):
@@ -70,7 +88,11 @@ class RunView(BaseModel):
     state_ko: str
     phase: Phase
     approval: Literal["not_required", "pending", "approved", "rejected"]
-    holds: list[str]
+    needs_approval: list[NeedsApproval] = Field(description="Components that reach a threshold")
+    holds: list[str] = Field(description="submission | approval | quota | admin: why Slurm must not start it")
+    priority_class: PriorityClass
+    priority: Priority
+    unix_account: str | None = Field(description="Whom the jobs belong to; null: the broker's own account")
     pipeline_id: str
     pipeline_version: int
     cluster: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Protocol
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from broker.audit import record
@@ -13,16 +14,17 @@ from broker.compiler import RunIdentity, job_name
 from broker.context import Context
 from broker.db import new_id, utcnow
 from broker.db.locks import exclusive
-from broker.errors import Conflict, InvalidRequest, NotFound, Problem
+from broker.errors import Conflict, InvalidRequest, Problem
 from broker.identity import Principal
-from broker.identity.tables import UserRow
 from broker.pipelines.service import get_version
 from broker.pipelines.tables import PipelineVersionRow
 from broker.runs.events import emit
-from broker.runs.schemas import JobView, RunRequest, RunSummary, RunView
-from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
-from broker.runs.tables import ClusterRow, CounterRow, JobRow, RunHoldRow, RunRow
-from broker.spec import Overrides, PipelineSpec, apply_overrides, parse
+from broker.runs.holding import begin_attempt, request_approval
+from broker.runs.schemas import RunRequest, RunView
+from broker.runs.states import JobState, Phase, RunState
+from broker.runs.tables import CounterRow, JobRow, RunHoldRow, RunRow
+from broker.runs.views import compose_view, find_run, may_see, newest_jobs, view_run
+from broker.spec import Overrides, PipelineSpec, Thresholds, apply_overrides, needs_approval, parse
 from broker.spec.graph import descendants, topological
 
 
@@ -68,6 +70,12 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
             state=RunState.QUEUED,
             phase=Phase.PREPARING,
             approval="not_required",
+            needs_approval=[
+                asdict(over) for over in needs_approval(spec, Thresholds.of(ctx.settings.approval))
+            ]
+            or None,
+            priority_class=request.priority_class,
+            priority=request.priority,
             attempt=1,
             created_at=now,
             updated_at=now,
@@ -81,12 +89,21 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
             for position, component in enumerate(topological(spec))
         ]
         session.add_all(jobs)
-        session.add(RunHoldRow(run_id=run.id, kind="submission", since=now))
+        session.add(RunHoldRow(run_id=run.id, kind="submission", reason="It is submitted", since=now))
+        if run.needs_approval:
+            request_approval(session, run)
         emit(session, run, "run_requested", kind=run.kind, components=len(spec.components))
-        after = {"pipeline": run.pipeline_id, "version": version.number, "kind": run.kind, "cluster": cluster}
+        after = {
+            "pipeline": run.pipeline_id,
+            "version": version.number,
+            "kind": run.kind,
+            "cluster": cluster,
+            "approval": run.approval,
+        }
         record(session, principal, "run.create", "run", run.id, None, after)
         session.flush()
-        view = compose_view(session, run, jobs, ["submission"], principal.username, version.number)
+        holds = ["submission", "approval"] if run.needs_approval else ["submission"]
+        view = compose_view(session, run, jobs, holds, principal.username, version.number)
         if once:
             once.after(session, view)
     ctx.wake()
@@ -156,7 +173,7 @@ def _check_test_run(
     earlier = session.get(RunRow, request.test_run_ref)
     if (
         earlier is None
-        or not _may_see(principal, earlier)
+        or not may_see(principal, earlier)
         or earlier.kind != "test"
         or earlier.pipeline_id != version.pipeline_id
     ):
@@ -164,131 +181,6 @@ def _check_test_run(
             f"There is no test run {request.test_run_ref!r} of this pipeline; list them: GET /runs?kind=test"
         )
         raise InvalidRequest(detail, problems=[Problem("/test_run_ref", "unknown_test_run", detail)])
-
-
-# ---- reading ------------------------------------------------------------------------------------------
-
-
-def _may_see(principal: Principal, run: RunRow) -> bool:
-    if principal.role == "admin":
-        return True
-    if principal.role == "viewer":
-        return run.tenant == principal.tenant
-    return run.owner_id == principal.user_id
-
-
-def visible_runs(principal: Principal) -> Select[RunRow]:
-    """The runs a person may see: an admin all, a viewer the tenant's, everybody else their own."""
-    query = select(RunRow)
-    if principal.role == "admin":
-        return query
-    if principal.role == "viewer":
-        return query.where(RunRow.tenant == principal.tenant)
-    return query.where(RunRow.owner_id == principal.user_id)
-
-
-def find_run(session: Session, principal: Principal, run_id: str, *, lock: bool = False) -> RunRow:
-    """A run by id; `NotFound` also when the person may not know of it."""
-    run = session.get(RunRow, run_id, with_for_update=lock or None)
-    if run is None or not _may_see(principal, run):
-        raise NotFound(f"There is no run {run_id!r}")
-    return run
-
-
-def view_run(session: Session, run: RunRow, attempt: int | None = None) -> RunView:
-    """A run with the newest job of each component (or those of one attempt)."""
-    owner, number = session.execute(
-        select(UserRow.username, PipelineVersionRow.number)
-        .join(PipelineVersionRow, PipelineVersionRow.id == run.pipeline_version_id)
-        .where(UserRow.id == run.owner_id)
-    ).one()
-    jobs = newest_jobs(session, run.id) if attempt is None else attempt_jobs(session, run.id, attempt)
-    holds = session.scalars(select(RunHoldRow.kind).where(RunHoldRow.run_id == run.id)).all()
-    return compose_view(session, run, jobs, holds, owner, number)
-
-
-def compose_view(
-    session: Session, run: RunRow, jobs: Sequence[JobRow], holds: Sequence[str], owner: str, number: int
-) -> RunView:
-    """The same, of what is known already; `number` is the pipeline version's."""
-    state = RunState(run.state)
-    columns = {c: getattr(run, c) for c in RunView.model_fields if c in RunRow.__table__.columns}
-    looked = session.scalar(select(ClusterRow.polled_at).where(ClusterRow.name == run.cluster))
-    return RunView.model_construct(
-        **{
-            **columns,
-            "observed_at": run.ended_at if state.final else looked,
-            "state": state,
-            "state_ko": RUN_STATE_KO[state],
-            "phase": Phase(run.phase),
-            "holds": sorted(holds),
-            "pipeline_version": number,
-            "owner": owner,
-            "jobs": [view_job(job) for job in jobs],
-            "version": run.row_version,
-        }
-    )
-
-
-def view_job(job: JobRow) -> JobView:
-    """A job as people see it."""
-    state = JobState(job.state)
-    columns = {c: getattr(job, c) for c in JobView.model_fields if c in JobRow.__table__.columns}
-    return JobView.model_construct(
-        **{
-            **columns,
-            "state": state,
-            "failure_class": failure_class(state),
-            "slurm_job_name": job.name,
-            "stored": job.storing,
-        }
-    )
-
-
-def attempt_jobs(session: Session, run_id: str, attempt: int) -> list[JobRow]:
-    """The jobs of one attempt, in topological order."""
-    query = select(JobRow).where(JobRow.run_id == run_id, JobRow.attempt == attempt)
-    return list(session.scalars(query.order_by(JobRow.position)))
-
-
-def newest_jobs(session: Session, run_id: str) -> list[JobRow]:
-    """The newest job of each component, in topological order."""
-    query = select(JobRow).where(JobRow.run_id == run_id).order_by(JobRow.position, JobRow.attempt)
-    newest: dict[str, JobRow] = {job.component: job for job in session.scalars(query)}
-    return list(newest.values())
-
-
-def summarise(session: Session, runs: Sequence[RunRow]) -> list[RunSummary]:
-    """Runs as list entries: three queries, however many runs."""
-    ids = [run.id for run in runs]
-    rows = session.execute(
-        select(JobRow.run_id, JobRow.component, JobRow.state)
-        .where(JobRow.run_id.in_(ids))
-        .order_by(JobRow.attempt)
-    )
-    states: dict[str, dict[str, str]] = {run_id: {} for run_id in ids}
-    for run_id, component, state in rows:
-        states[run_id][component] = state
-    owner_ids = {run.owner_id for run in runs}
-    version_ids = {run.pipeline_version_id for run in runs}
-    people = session.execute(select(UserRow.id, UserRow.username).where(UserRow.id.in_(owner_ids)))
-    owners = {row.id: row.username for row in people}
-    numbered = session.execute(
-        select(PipelineVersionRow.id, PipelineVersionRow.number).where(PipelineVersionRow.id.in_(version_ids))
-    )
-    versions = {row.id: row.number for row in numbered}
-    common = [c for c in RunSummary.model_fields if c in RunRow.__table__.columns]
-    return [
-        RunSummary(
-            **{c: getattr(run, c) for c in common},
-            state_ko=RUN_STATE_KO[RunState(run.state)],
-            owner=owners[run.owner_id],
-            pipeline_version=versions[run.pipeline_version_id],
-            components=len(states[run.id]),
-            completed=sum(state == JobState.COMPLETED for state in states[run.id].values()),
-        )
-        for run in runs
-    ]
 
 
 # ---- changing -----------------------------------------------------------------------------------------
@@ -374,7 +266,7 @@ def start_attempt(
     for position, name in enumerate(order):
         if name in wanted:
             session.add(_new_job(run, spec, position, name, job_name(profile, identity, name)))
-    session.merge(RunHoldRow(run_id=run.id, kind="submission", reason="", since=utcnow()))
+    begin_attempt(session, run)
     emit(session, run, "run_retried", attempt=run.attempt, components=again)
     return again
 
@@ -389,9 +281,3 @@ def stored_spec(session: Session, run: RunRow) -> str:
     return session.execute(
         select(PipelineVersionRow.spec).where(PipelineVersionRow.id == run.pipeline_version_id)
     ).scalar_one()
-
-
-def count_active(session: Session) -> int:
-    """Runs that have not ended (metric `gpu_jobs_active` counts their jobs separately)."""
-    ended = [state for state in RunState if state.final]
-    return session.scalar(select(func.count()).select_from(RunRow).where(RunRow.state.not_in(ended))) or 0

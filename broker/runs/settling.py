@@ -12,10 +12,11 @@ from broker.db import utcnow
 from broker.errors import SlurmRefused
 from broker.runs.events import emit
 from broker.runs.observation import NEVER_STARTS
-from broker.runs.service import newest_jobs, start_attempt
+from broker.runs.service import start_attempt
 from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import run_ended
+from broker.runs.views import newest_jobs
 
 
 def settle(ctx: Context, session: Session, run: RunRow) -> None:
@@ -33,6 +34,7 @@ def settle(ctx: Context, session: Session, run: RunRow) -> None:
         [_Facts(JobState(job.state), job.started_at is not None) for job in jobs],
         cancel_requested=run.cancel_requested_at is not None,
         stored=stored,
+        approval=run.approval,
     )
     if all(value.ended for value in states) and not state.final:
         run.phase = Phase.STORING

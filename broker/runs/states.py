@@ -35,6 +35,15 @@ RUN_STATE_KO = {
 }
 
 
+class Gate(StrEnum):
+    """How far Slurm's administrator hold follows the set of a run's holds (`holding`)."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    OPENING = "opening"
+
+
 class Phase(StrEnum):
     """How far the broker has come with a run (see the package's docstring)."""
 
@@ -169,8 +178,10 @@ class HasState(Protocol):
     def started(self) -> bool: ...  # noqa: D102
 
 
-def derive_run_state(jobs: Iterable[HasState], *, cancel_requested: bool, stored: bool) -> RunState:
-    """The state of a run from the newest job of each component.
+def derive_run_state(
+    jobs: Iterable[HasState], *, cancel_requested: bool, stored: bool, approval: str = "not_required"
+) -> RunState:
+    """The state of a run from the newest job of each component, and from the decision about it.
 
     `stored`: every ended job's results lie in the object store. A run whose jobs have all completed is not
     yet a success: what it made must be safe first. UNKNOWN is not an end: absence is never success; nor does
@@ -186,12 +197,16 @@ def derive_run_state(jobs: Iterable[HasState], *, cancel_requested: bool, stored
             return RunState.RUNNING
         if all(state is JobState.COMPLETED for state in states) and states:
             return RunState.SUCCEEDED
+        if approval == "rejected":
+            return RunState.REJECTED
         return RunState.CANCELLED if cancel_requested else RunState.FAILED
     started = any(
         job.state.occupies_nodes or job.state in _WORKED or (job.state is JobState.UNKNOWN and job.started)
         for job in jobs
     )
-    return RunState.RUNNING if started else RunState.QUEUED
+    if started:
+        return RunState.RUNNING
+    return RunState.PENDING_APPROVAL if approval == "pending" else RunState.QUEUED
 
 
 _WORKED = _ENDED - {JobState.CANCELLED, JobState.UPSTREAM_FAILED}

@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from broker.context import Context
 from broker.identity import Principal
 from broker.runs.events import events_after
-from broker.runs.service import find_run
 from broker.runs.states import RunState
+from broker.runs.views import find_run
 
 LOOK_S = 0.5
 KEEP_ALIVE_S = 15.0

@@ -24,12 +24,13 @@ from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.hosts.base import as_one_line
 from broker.runs.events import emit
+from broker.runs.holding import drop_holds
 from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
-from broker.runs.service import attempt_jobs
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import run_ended, slurm_call, submitted
+from broker.runs.views import attempt_jobs
 from broker.slurm import ResultKind
 
 CANCEL_AGAIN = timedelta(seconds=10)
@@ -277,8 +278,7 @@ class Submitter:
             locked.phase = Phase.ACTIVE
             locked.trouble, locked.tries = None, 0
             locked.next_try_at = utcnow() + CANCEL_AGAIN
-            for hold in session.query(RunHoldRow).filter_by(run_id=run.id):
-                session.delete(hold)
+            drop_holds(session, locked)
             settle(self._ctx, session, locked)
 
     def _end_jobs(self, run: RunRow, reason: str) -> None:
@@ -340,8 +340,7 @@ class Submitter:
             locked.error_code, locked.error = error.code, error.detail
             locked.phase, locked.state, locked.ended_at = Phase.DONE, RunState.FAILED, now
             locked.trouble, locked.next_try_at = None, None
-            for hold in session.query(RunHoldRow).filter_by(run_id=run.id):
-                session.delete(hold)
+            drop_holds(session, locked)
             emit(session, locked, "run_finished", state=RunState.FAILED, error=error.detail)
             run_ended(locked)
 

@@ -12,7 +12,14 @@ from broker.db import Base, JsonType, UTCDateTime
 
 
 class RunRow(Base):
-    """One execution of one pipeline version. `row_version` guards every update (optimistic lock)."""
+    """One execution of one pipeline version. `row_version` guards every update (optimistic lock).
+
+    `needs_approval`: the components that reach a threshold (`spec.thresholds.Excess`), as the thresholds were
+    at the request. `approved_plan_hash`, `approved_until`: what was approved, and how long that may be used.
+    `gate`: how far the administrator hold in Slurm follows the set of holds (`holding`).
+    `unix_account`: whom the jobs belong to; null: the broker's own account. `requested_qos`: the QOS that the
+    jobs are moved to before they are released; null: they stay in that of the plan.
+    """
 
     __tablename__ = "runs"
 
@@ -30,6 +37,15 @@ class RunRow(Base):
     state: Mapped[str] = mapped_column(String(20))
     phase: Mapped[str] = mapped_column(String(12))
     approval: Mapped[str] = mapped_column(String(16))
+    needs_approval: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonType)
+    approval_requested_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    approved_plan_hash: Mapped[str | None] = mapped_column(String(80))
+    approved_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    gate: Mapped[str] = mapped_column(String(8), default="open", server_default="open")
+    unix_account: Mapped[str | None] = mapped_column(String(32))
+    priority_class: Mapped[str] = mapped_column(String(20), default="training", server_default="training")
+    priority: Mapped[str] = mapped_column(String(8), default="normal", server_default="normal")
+    requested_qos: Mapped[str | None] = mapped_column(String(64))
     attempt: Mapped[int]
     auto_retries: Mapped[int] = mapped_column(default=0)
     resolved: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
@@ -57,7 +73,11 @@ class RunRow(Base):
 
 
 class RunHoldRow(Base):
-    """Why a run's jobs are held. `scontrol release` is issued only when a run has no row here."""
+    """Why a run's jobs are held: `submission | approval | quota | admin`.
+
+    `scontrol release` is issued only when a run has no row here; any kind but `submission` is also an
+    administrator hold in Slurm (`holding`).
+    """
 
     __tablename__ = "run_holds"
 

@@ -40,12 +40,12 @@ from broker.runs.observation import (
     unseen,
 )
 from broker.runs.planning import load_plan
-from broker.runs.service import attempt_jobs
 from broker.runs.settling import settle
 from broker.runs.states import JobState
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
 from broker.runs.telemetry import job_ended, polled, slurm_call
+from broker.runs.views import attempt_jobs
 from broker.slurm import QueueSnapshot, ResultKind
 
 log = structlog.get_logger("broker.tracking")

@@ -23,12 +23,14 @@ from broker.spec.overrides import (
 )
 from broker.spec.parse import parse
 from broker.spec.quantities import Memory, QuantityError, format_time, parse_time
+from broker.spec.thresholds import Excess, Thresholds, needs_approval
 from broker.spec.warnings import is_reserved, warnings
 
 __all__ = [
     "Code",
     "Component",
     "Edge",
+    "Excess",
     "GitCode",
     "Image",
     "Memory",
@@ -40,6 +42,7 @@ __all__ = [
     "Resources",
     "SifImage",
     "Storage",
+    "Thresholds",
     "UploadCode",
     "apply_overrides",
     "canonical",
@@ -47,6 +50,7 @@ __all__ = [
     "default_resources",
     "format_time",
     "is_reserved",
+    "needs_approval",
     "parse",
     "parse_overrides",
     "parse_time",

@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from broker.db import utcnow
 from broker.models.tables import ModelRow, ModelVersionRow
-from broker.runs.service import attempt_jobs
+from broker.runs.views import attempt_jobs
 from tests.api_support import Api, context
 
 

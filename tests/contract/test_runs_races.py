@@ -19,7 +19,8 @@ from broker.identity import Principal, Role
 from broker.runs.cleanup import remove_run_files
 from broker.runs.observation import Sighting
 from broker.runs.schemas import RunRequest
-from broker.runs.service import attempt_jobs, cancel_run, create_run, retry_run
+from broker.runs.service import cancel_run, create_run, retry_run
+from broker.runs.views import attempt_jobs
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.strays import adopt_strays
 from broker.runs.submission import Submitter

@@ -79,3 +79,19 @@ def test_the_clusters_own_failures_are_temporary_and_lack_of_memory_is_not() -> 
     assert failure_class(S.NODE_FAIL) is FailureClass.TEMPORARY
     assert failure_class(S.OUT_OF_MEMORY) is FailureClass.RESOURCE
     assert failure_class(S.FAILED) is FailureClass.PERMANENT
+
+
+@pytest.mark.parametrize(
+    ("state", "approval", "expected"),
+    [
+        (S.PENDING, "pending", RunState.PENDING_APPROVAL),
+        (S.PENDING, "approved", RunState.QUEUED),
+        (S.RUNNING, "pending", RunState.RUNNING),  # somebody let it start: shown as it is
+        (S.CANCELLED, "pending", RunState.CANCELLED),
+        (S.CANCELLED, "rejected", RunState.REJECTED),
+        (S.PENDING, "rejected", RunState.QUEUED),  # not over before Slurm is rid of it
+    ],
+)
+def test_a_decision_is_part_of_the_state(state: JobState, approval: str, expected: RunState) -> None:
+    derived = derive_run_state([Job(state)], cancel_requested=True, stored=True, approval=approval)
+    assert derived is expected
