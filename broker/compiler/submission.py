@@ -33,6 +33,7 @@ class SubmissionExit(IntEnum):
     UNKNOWN = 4
     LOCKED = 5
     FENCED = 6
+    FOREIGN = 7
 
 
 _UNCLEAR: Final = (
@@ -133,9 +134,17 @@ def fence_argv(plan: Plan) -> list[str]:
 
 
 def _locked(run_dir: str, command: str) -> str:
-    control = sh(f"{run_dir}/{CONTROL}")
+    """`command` in the run's directory, under its lock.
+
+    Where everybody may make folders in the base path (`run_as: user`), somebody may have made this one first,
+    or a link: nothing is written into what is not ours. Once it is, the sticky bit keeps it so.
+    """
+    place, name = sh(run_dir), sh(run_dir.rpartition("/")[2])
+    foreign = f"{{ echo foreign; exit {SubmissionExit.FOREIGN}; }}"
     return (
-        f"umask 077; mkdir -p {control} && cd {sh(run_dir)} && exec 9>{CONTROL}/.lock || exit 1; "
+        f"umask 077; mkdir -p {sh(f'{run_dir}/{CONTROL}')}; [ ! -e {place} ] || [ -O {place} ] || {foreign}; "
+        f'cd -P {place} || exit 1; [ -O . ] && [ "${{PWD##*/}}" = {name} ] || {foreign}; '
+        f"exec 9>{CONTROL}/.lock || exit 1; "
         f"flock -w {LOCK_WAIT_S} 9 || {{ echo locked; exit {SubmissionExit.LOCKED}; }}; {command}"
     )
 

@@ -7,6 +7,7 @@ host.run(["squeue", "-h"], timeout=10, readonly=True).stdout
 from broker.hosts.base import Completed, FileEntry, Host, Progress, RemotePath, Stdin
 from broker.hosts.link import SshConfig
 from broker.hosts.local import LocalHost
+from broker.hosts.person import PersonHost
 from broker.hosts.ssh import SshHost
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FileEntry",
     "Host",
     "LocalHost",
+    "PersonHost",
     "Progress",
     "RemotePath",
     "SshConfig",

@@ -140,8 +140,14 @@ def checked_argv(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
+ACTING = ("--", "env", "-C", "/")
+"""Where sudo's own words end and those of a command begin that is run for a person (`person.acting_argv`)."""
+
+
 def program(argv: Sequence[str]) -> str:
-    """What a command line runs, for an error's sentence: `env LC_ALL=C dd if=…` runs `dd`."""
+    """What a command line runs, for an error's sentence: `env LC_ALL=C dd if=…` runs `dd`, sudo as well."""
+    if "sudo" in argv[:3]:
+        argv = argv[argv.index(ACTING[0]) + len(ACTING) :]
     return next((word for word in argv if word != "env" and "=" not in word), argv[0])
 
 

@@ -156,11 +156,17 @@ class _Feeder(threading.Thread):
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Leave neither a process nor a descriptor behind."""
+    """Leave neither a process nor a descriptor behind.
+
+    What sudo runs for a person is not ours to kill: as over SSH, it goes on without a reader.
+    """
     if child.poll() is None:
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            except PermissionError:
+                pass
     for pipe in (child.stdout, child.stderr):
         if pipe:
             pipe.close()

@@ -429,3 +429,29 @@ def test_a_start_that_was_cut_before_the_archive_came_costs_nothing_but_a_look(s
     first.wait(timeout=30)
     assert site.jobs() == {}
     site.assert_whole(site.submit())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder somebody else's")
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o777])
+def test_nothing_is_written_into_a_folder_that_somebody_else_made_first(site: Site, mode: int) -> None:
+    run_dir = Path(site.plan.run_dir)
+    run_dir.mkdir(parents=True)
+    run_dir.chmod(mode)
+    os.chown(run_dir, 12345, 12345)
+    done = site.submit()
+    assert (done.returncode, done.stdout) == (SubmissionExit.FOREIGN, "foreign\n")
+    assert not site.jobs()
+    fenced = subprocess.run(fence_argv(site.plan), capture_output=True, check=False)
+    assert fenced.returncode == SubmissionExit.FOREIGN
+    assert not [path for path in run_dir.rglob("*") if path.is_file()]
+
+
+def test_nothing_is_written_through_a_link_in_the_place_of_the_runs_folder(site: Site) -> None:
+    other = site.root / "other"
+    other.mkdir()
+    run_dir = Path(site.plan.run_dir)
+    run_dir.parent.mkdir(parents=True)
+    run_dir.symlink_to(other)
+    done = site.submit()
+    assert (done.returncode, done.stdout) == (SubmissionExit.FOREIGN, "foreign\n")
+    assert not [path for path in other.rglob("*") if path.is_file()]
