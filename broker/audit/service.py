@@ -26,6 +26,14 @@ class Actor(Protocol):
     def username(self) -> str:
         """Name at the time of the act."""
 
+    @property
+    def tenant(self) -> str:
+        """The actor's own tenant."""
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the actor acts in every tenant."""
+
 
 def record(
     session: Session,
@@ -36,12 +44,19 @@ def record(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     note: str = "",
+    *,
+    tenant: str | None = None,
 ) -> None:
     """Add one row in the caller's transaction: it stands if and only if the change does.
 
     `action` is a verb with its object (`user.create`, `run.cancel`); `before` and `after` are JSON values of
-    the fields that matter, never a secret.
+    the fields that matter, never a secret; `note` is a comment, or Slurm's answer in its own words.
+
+    `tenant` is the one whose administrator may read the row: the actor's own; where the actor acts in every
+    tenant (an admin, the broker itself) the caller names the object's, else only admins read it.
     """
+    if tenant is None and not principal.is_admin:
+        tenant = principal.tenant
     session.add(
         AuditRow(
             id=new_id("au"),
@@ -55,5 +70,6 @@ def record(
             before=None if before is None else dict(before),
             after=None if after is None else dict(after),
             note=note,
+            tenant=tenant,
         )
     )

@@ -63,6 +63,15 @@ def new_id(prefix: str) -> str:
     >>> new_id("run")  # doctest: +SKIP
     'run-1hgw2x9k4a7c3mq0'
     """
-    number = (int(time.time() * 1000) & ((1 << 45) - 1)) << 35 | secrets.randbits(35)
+    return _id(prefix, int(time.time() * 1000), secrets.randbits(35))
+
+
+def first_id(prefix: str, moment: datetime) -> str:
+    """The least identifier that `new_id` can make at `moment`: a bound for what was made since."""
+    return _id(prefix, int(moment.timestamp() * 1000), 0)
+
+
+def _id(prefix: str, milliseconds: int, chance: int) -> str:
+    number = (max(milliseconds, 0) & ((1 << 45) - 1)) << 35 | chance
     digits = "".join(CROCKFORD[(number >> shift) & 31] for shift in range(75, -5, -5))
     return f"{prefix}-{digits}"

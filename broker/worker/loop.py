@@ -21,6 +21,7 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
+from broker.audit import sealing
 from broker.context import Context
 from broker.db import leases, utcnow
 from broker.db.leases import Lease, LeaseLost
@@ -33,12 +34,15 @@ from broker.runs.states import Phase
 from broker.runs.submission import Submitter
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.tracking import Tracker
+from broker.worker.periodic import Periodic
 
 log = structlog.get_logger("broker.worker")
 
 IDLE_TICK_S = 1.0
 """How often the database is looked at when nobody wakes us: the bound on a lost wake-up."""
 JANITOR_S = 300.0
+SEAL_S = 5.0
+"""How long a row of the audit trail may be without its seal."""
 
 
 def run(ctx: Context, stop: threading.Event) -> None:
@@ -50,6 +54,10 @@ def run(ctx: Context, stop: threading.Event) -> None:
         log.warning("no_cluster_configured", remedy="set `clusters`; see docs/operations.md")
     with listen(ctx.db, ctx.settings.data_dir, woken):
         threads = [threading.Thread(target=worker.run, name=f"worker-{worker.cluster}") for worker in workers]
+        threads += [
+            threading.Thread(target=task.run, args=(ctx, holder, stop), name=task.name)
+            for task in periodic(ctx)
+        ]
         for thread in threads:
             thread.start()
         while not stop.is_set():
@@ -62,6 +70,13 @@ def run(ctx: Context, stop: threading.Event) -> None:
             worker.wake()
         for thread in threads:
             thread.join()
+
+
+def periodic(ctx: Context) -> list[Periodic]:
+    """What one process of all does again and again, whatever the clusters do."""
+    return [
+        Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
+    ]
 
 
 class ClusterWorker:
