@@ -18,6 +18,7 @@ from typing_extensions import override
 from broker.errors import InvalidRequest
 from broker.hosts import Completed
 from broker.slurm.command import DONE, Command, Result, ResultKind, complaint, decoded, judged
+from broker.slurm.states import SlurmState, parse_state
 
 _FIELD = re.compile(r"[A-Za-z][A-Za-z_]{0,63}")
 
@@ -105,6 +106,92 @@ class Control(Command[dict[int, Result]]):
         for change in self.changes[answered:]:
             _note(results, change.job_id, lost)
         return results
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What `scontrol show job` says of a job. `priority` 0: held."""
+
+    state: SlurmState
+    reason: str
+    priority: int
+    nice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """What came of changes, and the jobs as Slurm showed them before and after; one it did not show, or not
+    unmistakably, is absent.
+    """
+
+    results: Mapping[int, Result]
+    before: Mapping[int, Shown] = field(default_factory=dict)
+    after: Mapping[int, Shown] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adjust(Command[Adjusted]):
+    """Changes of waiting jobs, read back: one `scontrol` that shows the jobs, changes them, shows them again.
+
+    Before each record stands a line that `scontrol show hostnames` was asked to print (it expands names
+    without asking anybody): what follows belongs to that job. Names and comments are their owner's text and
+    may look like fields; a record in which the fields stand twice is not believed.
+    """
+
+    changes: tuple[Change, ...]
+    mark: str = field(default_factory=lambda: f"m{secrets.token_hex(6)}x")
+    program = "scontrol"
+    readonly = False
+
+    @override
+    def args(self) -> list[str]:
+        return ["-o"]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The jobs concerned, each once."""
+        return tuple(dict.fromkeys(change.job_id for change in self.changes))
+
+    @property
+    @override
+    def stdin(self) -> bytes:
+        before, after = (
+            "".join(f"show hostnames {self.mark}{when}{job_id}\nshow job {job_id}\n" for job_id in self.ids)
+            for when in ("b", "a")
+        )
+        return f"{before}{self.mark}\n".encode() + self._control.stdin + after.encode()
+
+    @property
+    def _control(self) -> Control:
+        return Control(self.changes, f"@{self.mark}-")
+
+    @override
+    def parse(self, done: Completed) -> Adjusted:
+        # What the first look complained of (a job that is gone) is no complaint about a change.
+        said = decoded(done.stderr).splitlines(keepends=True)
+        start = next(
+            (n + 1 for n, line in enumerate(said) if re.search(rf"{self.mark}\s*$", line)), len(said)
+        )
+        results = self._control.parse(Completed(done.rc, b"", "".join(said[start:]).encode()))
+        shown = self._shown(decoded(done.stdout))
+        return Adjusted(results, *({n: shown[w, n] for n in self.ids if (w, n) in shown} for w in "ba"))
+
+    def _shown(self, text: str) -> dict[tuple[str, int], Shown]:
+        marks = re.split(rf"^{self.mark}([ba])(\d+)[ \t]*$", text, flags=re.MULTILINE)
+        found: dict[tuple[str, int], Shown] = {}
+        for when, job_id, record in zip(marks[1::3], marks[2::3], marks[3::3], strict=True):
+            fields = _SHOWN.findall(record)
+            if len(fields) == 1 and re.search(rf"^JobId={job_id} ", record, re.MULTILINE):
+                priority, nice, state, reason = fields[0]
+                found[when, int(job_id)] = Shown(parse_state(state), reason, int(priority), int(nice))
+        return found
+
+
+_SHOWN = re.compile(
+    r" UserId=\S+\(\d+\) GroupId=\S+\(\d+\) MCS_label=\S* Priority=(\d+) Nice=(-?\d+) Account=\S* QOS=\S*"
+    r"(?: WCKey=\S*)? JobState=([A-Z_]+) Reason=(\S*) Dependency="
+)
+"""The fields of one record in their order (src/api/job_info.c: the same from 22.05 to 26.05)."""
 
 
 def _note(results: dict[int, Result], job_id: int, result: Result) -> None:

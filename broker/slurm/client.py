@@ -138,9 +138,15 @@ class SlurmClient:
 
         Give `since`, when the oldest of them was submitted: ids are recycled.
         """
+        return latest(self.attempts(job_ids), since)
+
+    def attempts(self, job_ids: Sequence[int]) -> list[AccountingJob]:
+        """Every attempt of each job that accounting knows: a requeue makes another, with a submit time of its
+        own. Ids are recycled: there may be older jobs among them.
+        """
         fields = self.capabilities().accounting_fields
         parts = (Accounting(fields, ids=part) for part in _parts(sorted(set(job_ids))))
-        return latest((job for part in parts for job in self._account(part)), since)
+        return [job for part in parts for job in self._account(part)]
 
     # ---- changes --------------------------------------------------------------------------------
 
@@ -161,6 +167,22 @@ class SlurmClient:
     def update(self, wanted: Sequence[tuple[int, Mapping[str, str]]]) -> dict[int, Result]:
         """Set fields of jobs; "" empties a field, one that is not named stays."""
         return self._change([changes.update(job_id, fields) for job_id, fields in wanted])
+
+    def adjust(self, wanted: Sequence[changes.Change]) -> changes.Adjusted:
+        """Change jobs and read them back, in one command (as long as there are at most 500 changes)."""
+        results: dict[int, Result] = {}
+        before: dict[int, changes.Shown] = {}
+        after: dict[int, changes.Shown] = {}
+        for at in range(0, len(wanted), _CHANGES):
+            part = tuple(wanted[at : at + _CHANGES])
+            try:
+                answer = self._ask(changes.Adjust(part), extra_s=0.1 * len(part))
+            except (Unreachable, OutcomeUnknown) as error:
+                results |= dict.fromkeys((change.job_id for change in part), _result(error))
+                continue
+            results |= answer.results
+            before, after = {**answer.before, **before}, after | dict(answer.after)
+        return changes.Adjusted(results, before, after)
 
     def cancel(self, job_ids: Sequence[int]) -> dict[int, Result]:
         """Cancel, and look what came of it: `DONE` is cancelled or being ended, `FINISHED` had ended before,

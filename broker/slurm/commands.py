@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from broker.slurm.changes import Cancel, Control
+from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import AccountingFields, ClusterVersion, Nodes, Partitions, Ping, ReadConfig, WhoAmI
 from broker.slurm.command import Command
 from broker.slurm.queue import Accounting, Queue
@@ -25,6 +25,7 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "queue": Queue,
         "accounting": Accounting,
         "control": Control,
+        "adjust": Adjust,
         "cancel": Cancel,
         "nodes": Nodes,
         "partitions": Partitions,

@@ -237,6 +237,16 @@ def record_changes(rec: Recorder) -> None:
             changes.requeue(ids["gpus"]),
         ),
     )
+    rec.record(
+        "adjust",
+        "adjust",
+        changes=(
+            changes.update(ids["waiting"], {"Priority": "77"}),
+            changes.update(ids["held_admin"], {"Nice": "-500"}),
+            changes.update(ids["held_user"], {"Priority": "77"}),
+            changes.update(999_999, {"Priority": "77"}),
+        ),
+    )
     rec.record("cancel_denied", "cancel", kim, ids=(ids["child"], ids["gpus"]))
     rec.record("cancel", "cancel", ids=(ids["array"], 999_999, ids["failed"]))
     rec.record("queue_after_cancel", "queue", ids=(ids["array"], 999_999, ids["failed"]))

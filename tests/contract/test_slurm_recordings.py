@@ -234,6 +234,22 @@ def test_each_change_has_its_own_result(recorded: Recordings) -> None:
     assert "NoSuchField" in results[ids["hostile_shell"]].message
 
 
+def test_jobs_are_changed_and_read_back_in_one_command(recorded: Recordings) -> None:
+    adjusted, ids = recorded.parse("adjust"), recorded.ids
+    waiting, user, admin = (ids[label] for label in ("waiting", "held_user", "held_admin"))
+    assert {job_id: result.kind for job_id, result in adjusted.results.items()} == {
+        waiting: ResultKind.DONE,
+        admin: ResultKind.DONE,
+        user: ResultKind.HELD,
+        999_999: ResultKind.NOT_FOUND,
+    }
+    assert adjusted.before.keys() == adjusted.after.keys() == {waiting, user, admin}
+    assert adjusted.before[waiting].priority != 77 == adjusted.after[waiting].priority
+    assert (adjusted.before[admin].nice, adjusted.after[admin].nice) == (0, -500)
+    assert (adjusted.after[user].reason, adjusted.after[user].priority) == ("JobHeldUser", 0)
+    assert {shown.state for shown in adjusted.after.values()} == {SlurmState.PENDING}
+
+
 def test_a_stranger_is_denied_every_change(recorded: Recordings) -> None:
     assert {result.kind for result in recorded.parse("control_denied").values()} == {ResultKind.DENIED}
     refused = recorded.parse("cancel_denied")

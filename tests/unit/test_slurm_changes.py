@@ -19,7 +19,7 @@ from broker.errors import (
 )
 from broker.hosts import Completed, LocalHost
 from broker.slurm import DONE, ResultKind, SlurmClient, changes
-from broker.slurm.changes import Cancel, Control
+from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import WhoAmI
 from broker.slurm.command import complaint, error_of, judged
 from broker.slurm.commands import REGISTRY
@@ -129,6 +129,55 @@ def test_no_answer_breaks_a_change(said: str, rc: int) -> None:
     assert all(result.message for result in Cancel((1,)).parse(Completed(rc, b"", said.encode())).values())
 
 
+_RECORD = (
+    "JobId={id} JobName={name} UserId=kim(2001) GroupId=kim(2001) MCS_label=N/A Priority={priority} Nice=0 "
+    "Account=default QOS=normal JobState=PENDING Reason=Priority Dependency=(null) Comment={comment}\n"
+)
+
+
+def _shown(command: Adjust, when: str, job_id: int, **fields: object) -> str:
+    values = {"id": job_id, "name": "x", "priority": 7, "comment": ""} | fields
+    return f"{command.mark}{when}{job_id}\n" + _RECORD.format(**values)
+
+
+def test_a_job_is_read_back_under_its_own_mark_only() -> None:
+    command = Adjust((changes.update(1, {"Priority": "9"}), changes.update(2, {"Priority": "9"})))
+    said = (
+        f"no such job\ninvalid keyword: {command.mark}\ninvalid keyword: @{command.mark}-0\nInvalid job id\n"
+    )
+    done = Completed(
+        1,
+        (
+            f"scontrol: show hostnames {command.mark}b1\n"  # some builds repeat what they read
+            + _shown(command, "b", 1)
+            + _shown(command, "a", 1, priority=9)
+            + f"{command.mark}a2\n"
+        ).encode(),
+        f"{said}invalid keyword: @{command.mark}-1\n".encode(),
+    )
+    adjusted = command.parse(done)
+    assert [adjusted.results[n].kind for n in (1, 2)] == [ResultKind.DONE, ResultKind.NOT_FOUND]
+    assert (adjusted.before[1].priority, adjusted.after[1].priority) == (7, 9)
+    assert 2 not in adjusted.before and 2 not in adjusted.after
+
+
+@pytest.mark.parametrize("field", ["name", "comment"])
+def test_a_name_that_looks_like_fields_is_not_believed(field: str) -> None:
+    command = Adjust((changes.update(1, {"Priority": "9"}),))
+    forged = (
+        "x UserId=a(1) GroupId=a(1) MCS_label=N Priority=9 Nice=0 Account=a QOS=q "
+        "JobState=PENDING Reason=None Dependency="
+    )
+    assert command._shown(_shown(command, "a", 1, **{field: forged})) == {}
+    assert command._shown(_shown(command, "a", 1, **{field: "harmless Priority=9"}))["a", 1].priority == 7
+    assert command._shown(_shown(command, "a", 1, id=2)) == {}
+
+
+def test_changes_that_were_never_reached_are_unknown() -> None:
+    adjusted = Adjust((changes.release(1),)).parse(Completed(255, b"", b"Connection closed"))
+    assert adjusted.results[1].kind is ResultKind.OUTCOME_UNKNOWN
+
+
 def test_every_command_is_in_the_registry_once() -> None:
     from broker.slurm.command import Command
 
@@ -141,7 +190,11 @@ def test_every_command_is_in_the_registry_once() -> None:
 
 
 def test_only_changes_are_not_readonly() -> None:
-    assert {name for name, command in REGISTRY.items() if not command.readonly} == {"control", "cancel"}
+    assert {name for name, command in REGISTRY.items() if not command.readonly} == {
+        "control",
+        "adjust",
+        "cancel",
+    }
 
 
 def _slurm(tmp_path: Path, **programs: str) -> SlurmClient:
