@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from broker.compiler import ClusterProfile
+from broker.compiler import ClassProfile, ClusterProfile
 from broker.db import Database
 from broker.db.wake import send_wake
 from broker.errors import ConfigurationError
@@ -90,6 +90,12 @@ def open_host(name: str, cluster: ClusterSettings) -> Host:
     """The login node of a cluster; connects on first use, not now."""
     if cluster.transport == "local":
         return LocalHost()
+        tenant_accounts=True,
+        classes={
+            name: ClassProfile(f"{cluster.qos_prefix}{name}", one.max_wall_s or None)
+            for name, one in cluster.classes.items()
+            if cluster.priority_classes
+        },
     if cluster.ssh_key_file is None or cluster.ssh_known_hosts is None:
         raise ConfigurationError(
             f"Cluster {name!r} needs `ssh_key_file` and `ssh_known_hosts` (make the latter with ssh-keyscan "

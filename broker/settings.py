@@ -9,11 +9,12 @@ working directory, if there is one), the defaults below. Secrets are files (0600
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,11 +26,55 @@ from broker.errors import ConfigurationError, InvalidRequest, Problem
 
 SecretFile = Annotated[Path, Field(description="A file with the secret, readable by its owner alone (0600)")]
 
+PriorityClass = Literal["urgent-inference", "inference", "fine-tuning", "training"]
+"""How much work hurries (CD-03), the most urgent first."""
+
 CONFIG_FILE_VARIABLE = "BROKER_CONFIG_FILE"
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassSettings(_Section):
+    """A priority class: what `broker cluster sync` sets on its QOS, and on that of its twin `…-approved`.
+
+    The classes are `urgent-inference` (priority 1000, preempts the last two), `inference` (700),
+    `fine-tuning` (400) and `training` (100); what is not set here stays as it is for that class.
+    """
+
+    priority: int = Field(100, ge=0, description="Priority of the QOS; the highest weighs most (`sprio`)")
+    max_wall_s: int = Field(
+        24 * 3600,
+        ge=0,
+        description="Longest time of one start, seconds; 0: any. What asked for more is started again",
+    )
+    grace_s: int = Field(
+        120, ge=0, description="Time between a preemption's signal and the end, to write a checkpoint in"
+    )
+    preempts: tuple[PriorityClass, ...] = Field((), description="Classes whose jobs give way to it")
+
+
+_CLASSES: Mapping[PriorityClass, Mapping[str, object]] = {
+    "urgent-inference": {
+        "priority": 1000,
+        "max_wall_s": 0,
+        "grace_s": 0,
+        "preempts": ("fine-tuning", "training"),
+    },
+    "inference": {"priority": 700, "max_wall_s": 0, "grace_s": 0},
+    "fine-tuning": {"priority": 400},
+    "training": {"priority": 100},
+}
+"""What is particular to each class (CD-03, CD-05, CD-06)."""
+
+
+def _with_defaults(given: object) -> object:
+    """The four classes, each with what was set of it; names that are none are left for the complaint."""
+    if not isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given.values()):
+        return given
+    known = {name: {**own, **given.get(name, {})} for name, own in _CLASSES.items()}
+    return known | {name: one for name, one in given.items() if name not in known}
 
 
 class ClusterSettings(_Section):
@@ -65,7 +110,21 @@ class ClusterSettings(_Section):
     )
     partition: str | None = Field(None, description="Partition asked for; the cluster's default if unset")
     account: str | None = Field("default", description="Slurm account of runs without a tenant")
-    qos: str | None = Field(None, description="QOS asked for; the association's default if unset")
+    qos: str | None = Field(
+        None,
+        description="QOS of jobs where `priority_classes` is off; the association's default if unset",
+    )
+    priority_classes: bool = Field(
+        True,
+        description="Whether each priority class has its QOS there (`broker cluster sync` makes them); "
+        "without, every class is the same",
+    )
+    qos_prefix: str = Field(
+        "", pattern=r"^[a-z0-9_-]{0,16}$", description="Before the names of the classes' QOS"
+    )
+    classes: Annotated[dict[PriorityClass, ClassSettings], BeforeValidator(_with_defaults)] = Field(
+        default_factory=dict, validate_default=True, description="The priority classes by name"
+    )
     gpu_types: dict[str, str] = Field(
         {}, description='GPU type in specs → GRES type, e.g. `{"A100": "a100"}`; default: lower case'
     )

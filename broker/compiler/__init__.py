@@ -18,10 +18,11 @@ from broker.compiler.names import (
 )
 from broker.compiler.plan import SETUP_FAILED, CompiledJob, Plan, compile_run, tree_digest_argv
 from broker.compiler.preview import draft, preview
-from broker.compiler.profile import ClusterProfile, ResolvedCode, ResolvedImage, RunIdentity
+from broker.compiler.profile import ClassProfile, ClusterProfile, ResolvedCode, ResolvedImage, RunIdentity
 from broker.compiler.render import TEMPLATES
 from broker.compiler.submission import (
     SubmissionExit,
+    claim_argv,
     fence_argv,
     stage_and_submit_argv,
     stage_argv,
@@ -33,6 +34,7 @@ __all__ = [
     "MARKER",
     "SETUP_FAILED",
     "TEMPLATES",
+    "ClassProfile",
     "ClusterProfile",
     "CompiledJob",
     "LogPaths",
@@ -41,6 +43,7 @@ __all__ = [
     "ResolvedImage",
     "RunIdentity",
     "SubmissionExit",
+    "claim_argv",
     "compile_run",
     "control_dir",
     "draft",

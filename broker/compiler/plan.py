@@ -12,7 +12,7 @@ from typing import Any, Final
 from broker.compiler.names import CONTROL, control_dir, job_name, run_dir
 from broker.compiler.profile import ClusterProfile, ResolvedCode, ResolvedImage, RunIdentity
 from broker.compiler.render import as_argument, render
-from broker.compiler.sbatch_args import cpus_per_node, job_args, time_limit
+from broker.compiler.sbatch_args import WARNED_EARLY_S, cpus_per_node, job_args, start_limit, time_limit
 from broker.errors import Problem
 from broker.spec.canonical import canonical_json, digest
 from broker.spec.codes import Code
@@ -127,7 +127,8 @@ class _Compiler:
         outputs: Mapping[str, str],
         code: Mapping[str, ResolvedCode],
     ) -> None:
-        self._spec, self._profile, self._identity = spec, profile, identity
+        self._spec, self._identity = spec, identity
+        self._profile = profile = profile.for_run(identity.tenant, identity.priority_class)
         self._images, self._outputs, self._code = images, outputs, code
         self._run_dir = run_dir(profile, identity.run_id)
         self._parents = parents_of(spec)
@@ -188,6 +189,9 @@ class _Compiler:
             "job/body.sh.j2",
             path=self._profile.path,
             setup_failed=SETUP_FAILED,
+            start_limit_s=start_limit(component.resources, self._profile),
+            time_limit_s=time_limit(component.resources),
+            warned_s=self._profile.signal_before_s + WARNED_EARLY_S,
             params_json=json.dumps(component.params, ensure_ascii=False, allow_nan=False),
             code=code,
             code_archive=code and archive_name(code),

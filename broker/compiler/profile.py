@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from broker.errors import ConfigurationError
@@ -15,6 +15,19 @@ _ENV = re.compile(r"[a-z0-9]{1,12}", re.ASCII)
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_TIME_S = 3600
+DEFAULT_TENANT = "default"
+"""The tenant of those who belong to none: it has no Slurm account of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassProfile:
+    """A priority class on one cluster: its QOS, and how long one start of a job may take (None: any time).
+
+    A component that asks for longer goes on in further starts, from its checkpoint.
+    """
+
+    qos: str
+    max_wall_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +35,9 @@ class ClusterProfile:
     """How jobs are asked for on one cluster. Sizes in seconds and CPUs; None leaves it to Slurm's default.
 
     `gpu_types` maps types in specs to GRES types (default: lower case). A component that names no CPUs gets
-    `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. Paths hold only characters that need
+    `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. With `tenant_accounts` the tenant's
+    name is the Slurm account, but for the tenant `default`, whose jobs go to `account`. `classes` by priority
+    class; without any, jobs go to `qos` whatever their class. Paths hold only characters that need
     no quoting anywhere: not in Slurm's file name patterns, Apptainer's bind lists or JSON.
     """
 
@@ -35,6 +50,9 @@ class ClusterProfile:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
+    tenant_accounts: bool = False
+    classes: Mapping[str, ClassProfile] = field(default_factory=dict)
+    max_wall_s: int | None = None
     max_time_s: int | None = None
     default_cpus: int = 1
     cpus_per_gpu: int = 0
@@ -50,9 +68,22 @@ class ClusterProfile:
         for setting in ("partition", "account", "qos"):
             if (value := getattr(self, setting)) is not None:
                 _require(_SAFE_WORD, setting, value, "letters, digits, . _ -")
+        for one in self.classes.values():
+            _require(_SAFE_WORD, "classes", one.qos, "letters, digits, . _ -")
         for kind in self.gpu_types.values():
             _require(_SAFE_WORD, "gpu_types", kind, "letters, digits, . _ -")
         _require(_ENV, "env", self.env, "1 to 12 lower-case letters or digits")
+
+    def for_run(self, tenant: str, priority_class: str) -> ClusterProfile:
+        """The profile with the account, the QOS and the time limit of one start that a run has here."""
+        account = tenant if self.tenant_accounts and tenant != DEFAULT_TENANT else self.account
+        if not self.classes:
+            return replace(self, account=account)
+        if priority_class not in self.classes:
+            known = ", ".join(self.classes)
+            raise ConfigurationError(f"{self.name} has no priority class {priority_class!r}; it has: {known}")
+        found = self.classes[priority_class]
+        return replace(self, account=account, qos=found.qos, max_wall_s=found.max_wall_s)
 
     def gres_type(self, gpu_type: str) -> str:
         """Give Slurm's name of a GPU type."""
@@ -61,7 +92,9 @@ class ClusterProfile:
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """Which run is compiled: its id, its number (in names people read), the attempt, and whose it is."""
+    """Which run is compiled: its id, its number (in names people read), the attempt, whose it is and how
+    much it hurries.
+    """
 
     run_id: str
     number: int
@@ -69,6 +102,7 @@ class RunIdentity:
     tenant: str
     user: str
     kind: Literal["normal", "test"] = "normal"
+    priority_class: str = "training"
 
     def __post_init__(self) -> None:
         _require(_SAFE_WORD, "run_id", self.run_id, "letters, digits, . _ -")

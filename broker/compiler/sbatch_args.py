@@ -10,8 +10,10 @@ from broker.compiler.profile import DEFAULT_TIME_S, ClusterProfile
 from broker.spec.models import Component, Resources
 from broker.spec.quantities import format_time
 
-_SIGNAL_SLACK_S = 180
-"""Slurm sends the signal up to 60 s early; a job must have had time to do something before it comes."""
+WARNED_EARLY_S = 60
+"""How much earlier than asked for Slurm may send the warning signal (sbatch(1), --signal)."""
+_SIGNAL_SLACK_S = WARNED_EARLY_S + 120
+"""A job must have had time to do something before the warning comes."""
 
 
 def cpus_per_node(resources: Resources, profile: ClusterProfile) -> int:
@@ -22,8 +24,13 @@ def cpus_per_node(resources: Resources, profile: ClusterProfile) -> int:
 
 
 def time_limit(resources: Resources) -> int:
-    """Give the time limit in seconds; one hour if the spec has none."""
+    """Give the time limit in seconds, over all starts; one hour if the spec has none."""
     return resources.time or DEFAULT_TIME_S
+
+
+def start_limit(resources: Resources, profile: ClusterProfile) -> int:
+    """Give the time limit of one start in seconds: at most what the priority class allows (CD-06)."""
+    return min(time_limit(resources), profile.max_wall_s or time_limit(resources))
 
 
 def job_args(component: Component, profile: ClusterProfile) -> tuple[str, ...]:
@@ -37,12 +44,13 @@ def job_args(component: Component, profile: ClusterProfile) -> tuple[str, ...]:
         "--ntasks-per-node=1",
         f"--cpus-per-task={cpus_per_node(resources, profile)}",
         f"--mem={resources.memory.mib // resources.nodes}M",
-        f"--time={format_time(time_limit(resources))}",
+        f"--time={format_time(start_limit(resources, profile))}",
     ]
     if resources.gpu_count:
         kind = f"{profile.gres_type(resources.gpu_type)}:" if resources.gpu_type else ""
         args.append(f"--gres=gpu:{kind}{resources.gpu_count // resources.nodes}")
-    if profile.signal_before_s and time_limit(resources) >= profile.signal_before_s + _SIGNAL_SLACK_S:
+    limit_s = start_limit(resources, profile)
+    if profile.signal_before_s and limit_s >= profile.signal_before_s + _SIGNAL_SLACK_S:
         args.append(f"--signal={component.signal or 'TERM'}@{profile.signal_before_s}")
     for option in ("partition", "account", "qos"):
         if value := getattr(profile, option):

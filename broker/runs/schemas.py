@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.runs.states import JobState, Phase, RunState
+from broker.settings import PriorityClass
 from broker.spec import Overrides
 from broker.text import RequestModel
 
-PriorityClass = Literal["urgent-inference", "inference", "fine-tuning", "training"]
 Priority = Literal["high", "normal", "low"]
 
 

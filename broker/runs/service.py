@@ -144,6 +144,7 @@ def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, nam
         state=JobState.INTENDED,
         resources={
             "gpu_type": resources.gpu_type,
+        priority_class=run.priority_class,
             "gpu_count": resources.gpu_count,
             "memory_mib": resources.memory.mib,
             "cpus": resources.cpus,

@@ -41,7 +41,7 @@ LogTimeFormat=iso8601_ms,format_stderr
 MailProg=/bin/true
 
 # A node that falls silent is down within 30 s, and back as soon as it answers.
-SlurmdTimeout=12
+SlurmdTimeout=10
 ReturnToService=2
 KillWait=10
 MinJobAge=300

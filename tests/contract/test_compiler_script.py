@@ -13,7 +13,7 @@ import stat
 import subprocess
 import tempfile
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from broker.compiler import (
     SETUP_FAILED,
+    ClassProfile,
     ClusterProfile,
     CompiledJob,
     ResolvedCode,
@@ -222,6 +223,33 @@ def test_an_interrupted_job_resumes_in_a_new_directory_with_its_checkpoints(site
     assert site.status(job)["restart"] == 2
     assert (site.run_dir / "a/1.0/outputs/FAILED").exists()
     assert (site.run_dir / "a/1.2/outputs/SUCCESS").exists()
+
+
+def test_a_job_that_asked_for_more_than_one_start_goes_on_until_its_time_is_used_up(site: Site) -> None:
+    """Of 90 s a start may take 60: a start that was warned and ended is followed by another one."""
+    classes = {"training": ClassProfile("training", 60)}
+    site.profile = replace(site.profile, signal_before_s=0, classes=classes)
+    scontrol = site.root / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {site.root}/asked\n')
+    scontrol.chmod(0o755)
+    resources = {"memory": "1GB", "time": "90s"}
+    job = site.compile(spec_of({"name": "a", "command": ["train"], "resources": resources}))["a"]
+    spent = Path(job.script_path).parent / "spent"
+
+    assert b"back to the queue" in site.run(job, "sys.exit(143)").stdout
+    assert (site.root / "asked").read_text() == "requeue 42\n"
+    spent.write_text("60\n")
+    site.run(job, "sys.exit(143)", SLURM_RESTART_COUNT="1")
+    lowered, again = (site.root / "asked").read_text().splitlines()[1:]
+    assert (lowered, again) == ("update JobId=42 TimeLimit=1", "requeue 42")
+    spent.write_text("90\n")
+    over = site.run(job, "sys.exit(143)", SLURM_RESTART_COUNT="2")
+    assert (over.returncode, b"are used up" in over.stderr) == (SETUP_FAILED, True)
+    assert len((site.root / "asked").read_text().splitlines()) == 3
+
+    spent.write_text("0\n")
+    assert site.run(job, "sys.exit(0)", SLURM_RESTART_COUNT="3").returncode == 0, "a success is none to repeat"
+    assert site.status(job)["exit_code"] == 0
 
 
 def test_a_new_attempt_keeps_the_checkpoints(site: Site) -> None:

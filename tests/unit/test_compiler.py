@@ -8,12 +8,14 @@ import re
 import subprocess
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.compiler import (
+    ClassProfile,
     ClusterProfile,
     Plan,
     ResolvedCode,
@@ -279,3 +281,51 @@ def test_templates_are_found_beside_the_package() -> None:
 def check(script: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+CLASSES = {"training": ClassProfile("training", 24 * 3600), "inference": ClassProfile("inference")}
+
+
+def test_a_run_goes_to_its_tenants_account_and_the_qos_of_its_class() -> None:
+    governed = replace(PROFILE, tenant_accounts=True, classes=CLASSES)
+    spec = spec_of({"name": "a"})
+
+    def asked(tenant: str, priority_class: str) -> set[str]:
+        who = replace(identity(tenant=tenant), priority_class=priority_class)
+        return set(compiled(spec, profile=governed, identity=who).jobs[0].sbatch_args)
+
+    assert {"--account=team-a", "--qos=inference"} <= asked("team-a", "inference")
+    assert {"--account=research", "--qos=training"} <= asked("default", "training")
+    with pytest.raises(ConfigurationError, match="urgent-inference"):
+        asked("team-a", "urgent-inference")
+
+
+def test_another_class_or_tenant_is_another_plan() -> None:
+    governed = replace(PROFILE, tenant_accounts=True, classes=CLASSES)
+    who = identity(tenant="team-a")
+    plans = [
+        compiled(profile=governed, identity=who).plan_hash,
+        compiled(profile=governed, identity=replace(who, priority_class="inference")).plan_hash,
+        compiled(profile=governed, identity=replace(who, tenant="team-b")).plan_hash,
+    ]
+    assert len(set(plans)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "priority_class", "limit", "goes_on"),
+    [
+        ("24h", "training", "1-00:00:00", False),
+        ("36h", "training", "1-00:00:00", True),
+        ("36h", "inference", "1-12:00:00", False),
+    ],
+)
+def test_who_asks_for_more_than_one_start_may_take_goes_on_in_further_starts(
+    asked: str, priority_class: str, limit: str, goes_on: bool
+) -> None:
+    governed = replace(PROFILE, classes=CLASSES)
+    spec = spec_of({"name": "a", "resources": {"memory": "4GB", "time": asked}})
+    job = compiled(spec, profile=governed, identity=replace(identity(), priority_class=priority_class)).jobs[
+        0
+    ]
+    assert f"--time={limit}" in job.sbatch_args
+    assert ("scontrol requeue" in job.script) == goes_on
