@@ -18,6 +18,7 @@ import broker.api.idempotency
 import broker.audit.tables
 import broker.db.leases
 import broker.identity.tables
+import broker.identity.throttle
 import broker.models.tables
 import broker.notifications.tables
 import broker.pipelines.tables

@@ -12,9 +12,9 @@ from broker import __version__
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.middleware import JSON_LIMIT, RequestScope
 from broker.context import Context
-from broker.identity.passwords import LoginThrottle
 from broker.identity.routes import router as identity_router
 from broker.identity.sessions import Authenticator
+from broker.identity.throttle import LoginThrottle
 from broker.identity.tokens import TokenSigner, load_key
 from broker.models.routes import router as models_router
 from broker.pipelines.routes import router as pipelines_router
@@ -31,7 +31,7 @@ def create_app(ctx: Context) -> FastAPI:
     app = make_app()
     app.state.context = ctx
     app.state.threads = settings.api.threads
-    app.state.throttle = LoginThrottle()
+    app.state.throttle = LoginThrottle(ctx.db)
     signer = TokenSigner(load_key(settings.data_dir), settings.api.access_token_minutes)
     app.state.authenticator = Authenticator(ctx.db, signer)
     upload_limit = settings.api.max_body_mib << 20

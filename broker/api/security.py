@@ -21,8 +21,8 @@ from starlette.concurrency import run_in_threadpool
 from broker.context import Context
 from broker.errors import Denied, Problem, Unauthenticated
 from broker.identity import Permission, Principal
-from broker.identity.passwords import LoginThrottle
 from broker.identity.sessions import Account, Authenticator
+from broker.identity.throttle import LoginThrottle
 
 bearer = HTTPBearer(
     auto_error=False,

@@ -1,22 +1,20 @@
-"""Passwords: argon2id hashes, equal time for unknown users, and a brake on guessing."""
+"""Passwords: argon2id hashes, and equal time for unknown users. The brake on guessing: `throttle`."""
 
 from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 from pwdlib import PasswordHash
 from pwdlib.exceptions import PwdlibError
 
-from broker.errors import InvalidRequest, LimitReached, Problem
+from broker.errors import InvalidRequest, Problem
 
 MIN_LENGTH, MAX_LENGTH = 12, 256
+NO_PASSWORD: Final = "!"  # noqa: S105 - the absence of one
+"""Stored instead of a hash for an account that logs in elsewhere: no password fits it."""
 _hasher = PasswordHash.recommended()
 _at_once = threading.BoundedSemaphore(4)  # each hash takes 64 MiB (argon2id's m=65536)
 
@@ -28,13 +26,14 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, stored: str | None) -> bool:
-    """Whether `password` fits; an account that does not exist (`None`) takes as long as one that does."""
+    """Whether `password` fits; an account that does not exist (`None`), or has none, takes as long."""
+    known = None if stored == NO_PASSWORD else stored
     with _at_once:
         try:
-            fits = _hasher.verify(password, stored or _nobody())
+            fits = _hasher.verify(password, known or _nobody())
         except PwdlibError:  # a hash nobody can read fits nothing
             return False
-    return fits and stored is not None
+    return fits and known is not None
 
 
 @cache
@@ -58,68 +57,3 @@ def check_new_password(password: str, username: str, pointer: str = "/new") -> N
         raise InvalidRequest(
             "The new password can't be used", problems=[Problem(pointer, "weak_password", reason)]
         )
-
-
-@dataclass(slots=True)
-class _Tries:
-    failures: int = 0
-    until: float = 0.0
-    in_flight: int = 0
-
-
-class LoginThrottle:
-    """Slows guessing: after five failures of one (user name, address) each further try waits longer.
-
-    The wait doubles from 2 s to 15 min; a success forgets it. Once the brake is on, one try at a time; and
-    all logins together never hold more than `at_once` threads. Kept in memory: a restart forgets, which
-    costs nothing since nobody outside can bring one about. `clock` is monotonic seconds.
-    """
-
-    free_tries, longest_s, remembered, at_once = 5, 900.0, 10_000, 16
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._tries: OrderedDict[tuple[str, str], _Tries] = OrderedDict()
-        self._in_flight = 0
-
-    @contextmanager
-    def attempt(self, username: str, address: str) -> Iterator[Callable[[], None]]:
-        """One try; the block calls what it is given when the password did fit.
-
-        Raises `LimitReached` with the time to wait while the brake is on.
-        """
-        tries = self._begin((username, address))
-        fitted = threading.Event()
-        try:
-            yield fitted.set
-        finally:
-            with self._lock:
-                self._in_flight -= 1
-                tries.in_flight -= 1
-                tries.failures = 0 if fitted.is_set() else tries.failures + 1
-                over = tries.failures - self.free_tries
-                wait = 0.0 if over < 0 else min(2.0 ** min(over + 1, 30), self.longest_s)
-                tries.until = self._clock() + wait
-
-    def _begin(self, key: tuple[str, str]) -> _Tries:
-        now = self._clock()
-        with self._lock:
-            tries = self._tries.setdefault(key, _Tries(until=now))
-            if now - tries.until > self.longest_s:
-                tries.failures = 0  # long quiet: start over
-            wait = tries.until - now
-            if wait <= 0 and (
-                self._in_flight >= self.at_once or (tries.failures >= self.free_tries and tries.in_flight)
-            ):
-                wait = 1.0
-            if wait > 0:
-                raise LimitReached(
-                    f"Too many logins: try again in {wait:.0f} s", retry_after_s=max(1.0, wait)
-                )
-            self._in_flight += 1
-            tries.in_flight += 1
-            self._tries.move_to_end(key)
-            while len(self._tries) > self.remembered:
-                self._tries.popitem(last=False)
-            return tries

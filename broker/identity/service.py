@@ -14,7 +14,6 @@ from broker.db import Database, new_id, utcnow
 from broker.db.locks import exclusive
 from broker.errors import Conflict, InvalidRequest, NotFound, Problem, Unauthenticated
 from broker.identity.passwords import (
-    LoginThrottle,
     check_new_password,
     hash_password,
     one_time_password,
@@ -23,6 +22,7 @@ from broker.identity.passwords import (
 from broker.identity.permissions import SYSTEM, Principal, Role
 from broker.identity.schemas import UserChange, UserCreate
 from broker.identity.tables import UserRow
+from broker.identity.throttle import LoginThrottle
 from broker.identity.tokens import write_private
 
 FIRST_ADMIN = "admin"

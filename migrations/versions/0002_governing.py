@@ -78,6 +78,16 @@ def upgrade() -> None:
         batch_op.create_index("ix_gpu_reservations_tenant_settled_at", ["tenant", "settled_at"], unique=False)
 
     op.create_table(
+        "login_tries",
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("blocked_until", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_login_tries")),
+    )
+    with op.batch_alter_table("login_tries", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_login_tries_blocked_until"), ["blocked_until"], unique=False)
+
+    op.create_table(
         "notification_preferences",
         sa.Column("owner", sa.String(length=80), nullable=False),
         sa.Column("email", sa.String(length=254), nullable=True),
@@ -190,6 +200,7 @@ def upgrade() -> None:
         sa.Column("target", sa.String(length=80), nullable=False),
         sa.Column("state", sa.String(length=10), nullable=False),
         sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("forgiven", sa.Integer(), nullable=False),
         sa.Column("next_try_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
         sa.Column("last_status", sa.Integer(), nullable=True),
         sa.Column("last_error", sa.String(length=500), nullable=True),
@@ -319,6 +330,10 @@ def downgrade() -> None:
 
     op.drop_table("notifications")
     op.drop_table("notification_preferences")
+    with op.batch_alter_table("login_tries", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_login_tries_blocked_until"))
+
+    op.drop_table("login_tries")
     with op.batch_alter_table("gpu_reservations", schema=None) as batch_op:
         batch_op.drop_index("ix_gpu_reservations_tenant_settled_at")
         batch_op.drop_index("ix_gpu_reservations_run_id")
