@@ -9,7 +9,7 @@ from broker.compiler import ClassProfile, ClusterProfile
 from broker.db import Database
 from broker.db.wake import send_wake
 from broker.errors import ConfigurationError
-from broker.hosts import Host, LocalHost, SshConfig, SshHost
+from broker.hosts import Host, LocalHost, PersonHost, SshConfig, SshHost
 from broker.objects import ObjectStore, S3Config
 from broker.settings import ClusterSettings, Settings, read_secret
 from broker.slurm import SlurmClient
@@ -23,6 +23,7 @@ class Context:
     db: Database
     objects: ObjectStore
     _hosts: dict[str, Host] = field(default_factory=dict)
+    _people: dict[tuple[str, str], Host] = field(default_factory=dict)
     _slurm: dict[str, SlurmClient] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -45,6 +46,14 @@ class Context:
                 self._hosts[name] = open_host(name, self.cluster(name))
             return self._hosts[name]
 
+    def host_for(self, name: str, account: str | None) -> Host:
+        """Where a run's files lie and its jobs are submitted: as its Unix account; None is the service's."""
+        host = self.host(name)
+        if account is None:
+            return host
+        with self._lock:
+            return self._people.setdefault((name, account), PersonHost(host, account))
+
     def slurm(self, name: str) -> SlurmClient:
         """Slurm of this cluster."""
         host = self.host(name)
@@ -64,6 +73,7 @@ class Context:
             for host in self._hosts.values():
                 host.close()
             self._hosts.clear()
+            self._people.clear()
             self._slurm.clear()
         self.db.close()
 

@@ -10,7 +10,8 @@ set -u
 umask 022
 cache=$1
 shift
-mkdir -p -- "$cache/.work" || { echo "failed cannot write to $cache"; exit 0; }
+# Others read the images, and not what is under way: whoever could open a lock could hold it.
+mkdir -p -- "$cache/.work" && chmod 700 -- "$cache/.work" || { echo "failed cannot write to $cache"; exit 0; }
 
 accept=()
 for type in oci.image.index.v1 oci.image.manifest.v1; do

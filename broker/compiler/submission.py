@@ -133,6 +133,11 @@ def fence_argv(plan: Plan) -> list[str]:
     return ["sh", "-c", _locked(plan.run_dir, f": >{MARKER} && : >{CONTROL}/fenced.{plan.attempt}")]
 
 
+def claim_argv(run_dir: str) -> list[str]:
+    """Give the remote command that makes the run's directory, and nothing in it but our mark."""
+    return ["sh", "-c", _locked(run_dir, f": >{MARKER}")]
+
+
 def _locked(run_dir: str, command: str) -> str:
     """`command` in the run's directory, under its lock.
 

@@ -104,9 +104,7 @@ class PersonHost(HostFiles):
             if done.rc and "no such user" not in done.complaint:
                 raise Unreachable(f"{self._host.name}: can't look up {self.account}: {done.complaint}")
             if done.rc:
-                raise Denied(
-                    f"{self._host.name} has no Unix account {self.account!r}: an admin mends it"
-                )
+                raise Denied(f"{self._host.name} has no Unix account {self.account!r}: an admin mends it")
             own, theirs = (int(uid) for uid in done.stdout.split()[-2:])
             if theirs < FIRST_UID or theirs == own:
                 why = "the service account" if theirs == own else f"a system account (uid {theirs})"

@@ -56,7 +56,7 @@ def remove_run_files(ctx: Context, cluster: str, lease: Lease, run_id: str) -> N
         run.removed_at = utcnow()
     try:
         directory = run_dir(ctx.profile(cluster), run_id)
-        host = ctx.host(cluster)
+        host = ctx.host_for(cluster, run.unix_account)
         if host.stat(directory) is not None:
             host.remove_tree(directory, MARKER)
     except BrokerError as error:

@@ -130,8 +130,8 @@ class Collector:
     def _store(
         self, run: RunRow, job: JobRow, spec: PipelineSpec
     ) -> tuple[Manifest, dict[str, Any] | None, str]:
-        host = self._ctx.host(self._cluster)
-        start = self._start_of(job)
+        host = self._ctx.host_for(self._cluster, run.unix_account)
+        start = self._start_of(host, job)
         prefix = f"{results_prefix(run, spec)}/{job.component}/{job.attempt}.{start.restart}"
         sources, refused = self._survey(host, start, prefix, outputs=job.state == JobState.COMPLETED)
         digests = host.sha256([source.path for source in sources if self._whole(source)])
@@ -172,9 +172,9 @@ class Collector:
         done = self._ctx.objects.put_bytes(key, canonical(spec), content_type="application/json")
         return StoredFile(path="spec.json", size=done.size, sha256=done.sha256 or "", key=key)
 
-    def _start_of(self, job: JobRow) -> Start:
+    def _start_of(self, host: Host, job: JobRow) -> Start:
         """The start that counts: by the job's own marker, else (it was killed) its last restart."""
-        marker = read_marker(self._ctx, self._cluster, job)
+        marker = read_marker(host, self._ctx.profile(self._cluster), job)
         if job.state == JobState.COMPLETED and marker is None:
             raise Unreachable(f"The completion marker of {job.component} is not to be seen yet")
         restart = marker.restart if marker is not None else job.restarts

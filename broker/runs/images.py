@@ -1,8 +1,8 @@
 """Container images: from the name in a spec to a SIF file on the cluster, keyed by digest.
 
 The login node asks the registry what a tag points at and pulls what is missing (`templates/pull_images.sh`);
-nothing is pulled by the jobs. What a tag pointed at is remembered for `image_refresh_s`, so that a run whose
-images are at hand costs no round trip.
+nothing is pulled by the jobs. The cache is the service account's; all others read it. What a tag pointed at
+is remembered for `image_refresh_s`, so that a run whose images are at hand costs no round trip.
 """
 
 from __future__ import annotations
@@ -58,25 +58,33 @@ def references(spec: PipelineSpec) -> list[str]:
     return sorted({component.image.reference for component in spec.components})
 
 
-def resolve_images(ctx: Context, cluster_name: str, names: Iterable[str]) -> dict[str, ResolvedImage]:
+def resolve_images(
+    ctx: Context, cluster_name: str, names: Iterable[str], account: str | None
+) -> dict[str, ResolvedImage]:
     """A SIF file for each name; pulls what is missing, which may take minutes.
 
+    A file that is named by its path is looked at as `account`, and what was seen of it is for nobody else.
     Raises `ImageUnavailable` when a registry says no, `Unreachable` when it does not answer.
     """
     cluster = ctx.cluster(cluster_name)
     wanted = list(dict.fromkeys(names))
-    known = _fresh(ctx, cluster_name, wanted, cluster.image_refresh_s)
+    shared = [name for name in wanted if account is None or not _is_path(name)]
+    known = _fresh(ctx, cluster_name, shared, cluster.image_refresh_s)
     missing = [name for name in wanted if name not in known]
     if missing:
-        found = _pull(ctx, cluster_name, cluster, missing)
-        _remember(ctx, cluster_name, found)
+        found = _pull(ctx, cluster_name, cluster, missing, account)
+        _remember(ctx, cluster_name, {name: found[name] for name in missing if name in shared})
         known |= {name: image for name, (image, _) in found.items()}
     return known
 
 
-def images_at_hand(ctx: Context, cluster_name: str, names: Iterable[str]) -> dict[str, ResolvedImage] | None:
+def images_at_hand(
+    ctx: Context, cluster_name: str, names: Iterable[str], account: str | None
+) -> dict[str, ResolvedImage] | None:
     """What `resolve_images` gives, if the cluster need not be asked; else None."""
     wanted = set(names)
+    if account is not None and any(map(_is_path, wanted)):
+        return None
     known = _fresh(ctx, cluster_name, list(wanted), ctx.cluster(cluster_name).image_refresh_s)
     return known if wanted == set(known) else None
 
@@ -92,17 +100,19 @@ def _fresh(ctx: Context, cluster: str, names: list[str], max_age_s: float) -> di
         }
 
 
+def _is_path(name: str) -> bool:
+    return name.startswith("/")
+
+
 def _pull(
-    ctx: Context, cluster_name: str, cluster: ClusterSettings, names: list[str]
+    ctx: Context, cluster_name: str, cluster: ClusterSettings, names: list[str], account: str | None
 ) -> dict[str, tuple[ResolvedImage, int]]:
     argv = ["env", f"PATH={cluster.path}", "bash", "-s", "--", cluster.image_dir]
-    local = {name: name for name in names if name.startswith("/")}
-    for name in names:
-        if name not in local:
-            source = image_source(name, cluster)
-            argv += [source.scheme, source.registry, source.repository, source.tag]
-    found = _local_images(ctx, cluster_name, cluster, list(local))
-    remote = [name for name in names if name not in local]
+    remote = [name for name in names if not _is_path(name)]
+    for name in remote:
+        source = image_source(name, cluster)
+        argv += [source.scheme, source.registry, source.repository, source.tag]
+    found = _local_images(ctx, cluster_name, cluster, list(filter(_is_path, names)), account)
     if remote:
         script = (TEMPLATES / "pull_images.sh").read_bytes()
         done = ctx.host(cluster_name).run(argv, stdin=script, timeout=cluster.pull_timeout_s, readonly=True)
@@ -113,13 +123,13 @@ def _pull(
 
 
 def _local_images(
-    ctx: Context, cluster_name: str, cluster: ClusterSettings, paths: list[str]
+    ctx: Context, cluster_name: str, cluster: ClusterSettings, paths: list[str], account: str | None
 ) -> dict[str, tuple[ResolvedImage, int]]:
     """`.sif` files that lie on the cluster already: below an allow-listed root, by their real path."""
     found: dict[str, tuple[ResolvedImage, int]] = {}
-    host = ctx.host(cluster_name)
+    host = ctx.host_for(cluster_name, account)
     for path in paths:
-        target = allowed_path(ctx, cluster_name, path)
+        target = allowed_path(ctx, cluster_name, path, account)
         stat = host.stat(target) if target is not None else None
         if target is None or stat is None:
             roots = ", ".join(cluster.code_roots) or "none (setting `code_roots`)"

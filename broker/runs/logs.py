@@ -77,7 +77,7 @@ def _from_cluster(
         return _chunk(job, stream, 0, 0, b"", complete=over, source="none")
     paths = log_paths(ctx.profile(run.cluster), run.id, job.component, job.attempt, job.restarts)
     path = {"output": paths.training, "error": paths.error, "slurm": paths.slurm}[stream]
-    host = ctx.host(run.cluster)
+    host = ctx.host_for(run.cluster, run.unix_account)
     stat = host.stat(path)
     if stat is None:
         return _chunk(job, stream, 0, 0, b"", complete=over, source="none")

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from broker.compiler import CompiledJob, Plan, ResolvedCode, ResolvedImage, compile_run
 from broker.context import Context
 from broker.identity.tables import UserRow
+from broker.runs.accounts import check_account
 from broker.runs.code import resolve_code
 from broker.runs.images import images_at_hand, references, resolve_images
 from broker.runs.service import effective_spec, run_identity, stored_spec
@@ -57,6 +58,7 @@ def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan
     """
     with ctx.db.read() as session:
         run = session.get_one(RunRow, run_id)
+        check_account(session, run)
         spec = effective_spec(stored_spec(session, run), run.overrides)
         username = session.scalar(select(UserRow.username).where(UserRow.id == run.owner_id)) or run.owner_id
         only = {job.component for job in attempt_jobs(session, run.id, run.attempt)}
@@ -65,12 +67,12 @@ def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan
         cluster, identity = run.cluster, run_identity(run, username)
         resolved = Resolved.of(run.resolved) if run.resolved else None
     if resolved is None:
-        resolved = _resolved_at_hand(ctx, cluster, spec) if at_hand else None
+        resolved = _resolved_at_hand(ctx, run, spec) if at_hand else None
     if resolved is None:
         if at_hand:
             raise NotAtHand
-        images = resolve_images(ctx, cluster, references(spec))
-        resolved = Resolved(images, resolve_code(ctx, cluster, spec, identity.tenant))
+        images = resolve_images(ctx, cluster, references(spec), run.unix_account)
+        resolved = Resolved(images, resolve_code(ctx, run, spec))
     plan = compile_run(
         spec,
         ctx.profile(cluster),
@@ -83,10 +85,10 @@ def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan
     return plan, resolved
 
 
-def _resolved_at_hand(ctx: Context, cluster: str, spec: PipelineSpec) -> Resolved | None:
+def _resolved_at_hand(ctx: Context, run: RunRow, spec: PipelineSpec) -> Resolved | None:
     if any(component.code is not None for component in spec.components):
         return None
-    images = images_at_hand(ctx, cluster, references(spec))
+    images = images_at_hand(ctx, run.cluster, references(spec), run.unix_account)
     return Resolved(images, {}) if images is not None else None
 
 

@@ -18,6 +18,7 @@ from broker.errors import Conflict, InvalidRequest, Problem
 from broker.identity import Principal
 from broker.pipelines.service import get_version
 from broker.pipelines.tables import PipelineVersionRow
+from broker.runs.accounts import account_for
 from broker.runs.events import emit
 from broker.runs.holding import begin_attempt, request_approval
 from broker.runs.schemas import RunRequest, RunView
@@ -74,6 +75,7 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
                 asdict(over) for over in needs_approval(spec, Thresholds.of(ctx.settings.approval))
             ]
             or None,
+            unix_account=account_for(ctx, session, cluster, principal.user_id),
             priority_class=request.priority_class,
             priority=request.priority,
             attempt=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import structlog
 from sqlalchemy import select
@@ -34,34 +34,35 @@ def adopt_strays(
 ) -> None:
     """Give such jobs back to their rows, marked to be ended: the tracker's next tick sees to it.
 
-    `watched`: names of jobs that have their ids. Only jobs of our own account: anyone may use a name.
+    `watched`: names of jobs that have their ids. Only jobs of the run's own account: anyone may use a name.
     """
     settings = ctx.cluster(cluster)
     owner = settings.ssh_user if settings.transport == "ssh" else getpass.getuser()
     live = {
-        entry.name: entry.job_id
+        (entry.user, entry.name): entry.job_id
         for entry in queue
-        if entry.user == owner
-        and entry.name not in watched
-        and OUR_NAME.fullmatch(entry.name)
-        and not job_state(entry.state).ended
+        if entry.name not in watched and OUR_NAME.fullmatch(entry.name) and not job_state(entry.state).ended
     }
     if not live:
         return
     with ctx.db.read() as session:
-        if not _given_up(session, cluster, live):
+        if not _given_up(session, cluster, owner, live):
             return
     with ctx.db.write() as session:
         lease.confirm(session)
-        for job in _given_up(session, cluster, live):
-            job.slurm_job_id, job.reap = live[job.name], True
+        for job, number in _given_up(session, cluster, owner, live):
+            job.slurm_job_id, job.reap = number, True
             log.warning("stray_job_found", run_id=job.run_id, name=job.name, job_id=job.slurm_job_id)
 
 
-def _given_up(session: Session, cluster: str, names: Collection[str]) -> list[JobRow]:
+def _given_up(
+    session: Session, cluster: str, service: str, live: Mapping[tuple[str, str], int]
+) -> list[tuple[JobRow, int]]:
     query = (
-        select(JobRow)
+        select(JobRow, RunRow.unix_account)
         .join(RunRow, RunRow.id == JobRow.run_id)
         .where(RunRow.cluster == cluster, JobRow.slurm_job_id.is_(None), JobRow.state.in_(ENDED))
     )
-    return list(session.scalars(query.where(JobRow.name.in_(names))))
+    rows = session.execute(query.where(JobRow.name.in_({name for _, name in live}))).all()
+    found = ((job, live.get((account or service, job.name))) for job, account in rows)
+    return [(job, number) for job, number in found if number is not None]

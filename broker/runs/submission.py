@@ -7,22 +7,22 @@ script finds its own jobs by their keys, a release or a cancel of a job that had
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from sqlalchemy import and_, delete, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from broker.compiler import Plan, fence_argv, stage_argv, staging_archive
+from broker.compiler import Plan, SubmissionExit, fence_argv, stage_argv, staging_archive
 from broker.compiler.names import run_dir
 from broker.compiler.profile import DEFAULT_TIME_S
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
-from broker.hosts.base import as_one_line
+from broker.runs.accounts import foreign
+from broker.runs.answers import Submitted, is_transient, parse_submission
 from broker.runs.events import emit
 from broker.runs.holding import drop_holds
 from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
@@ -38,62 +38,6 @@ CANCEL_AGAIN = timedelta(seconds=10)
 
 EVENT_IDS = 50
 """Job ids that the event of a submission names; the rest stand with the jobs."""
-
-TRANSIENT_REFUSALS = (
-    "Unable to contact slurm controller",
-    "Socket timed out",
-    "temporarily unable to accept job",
-    "Resource temporarily unavailable",
-    "Connection refused",
-    "Zero Bytes were transmitted",
-    "Slurm backup controller in standby mode",
-    "Slurm controller is in standby mode",
-    "Transport endpoint is not connected",
-    "Unspecified error",
-)
-"""What sbatch says when the time, not the job, is wrong (slurm/slurm_errno.c)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What the submission script answered. `ids`: Slurm job id by component; `complete`: it has them all."""
-
-    ids: dict[str, int] = field(default_factory=dict)
-    complete: bool = False
-    refused: str | None = None
-    fenced: bool = False
-    complaint: str = ""
-
-
-def parse_submission(stdout: str, stderr: str, components: Container[str]) -> Submitted:
-    """Read the script's answer: `component id` lines, then one that says how it ended (`submit.sh.j2`).
-
-    Only the last line is a verdict: components may be called `complete` or `refused`.
-    """
-    ids: dict[str, int] = {}
-    *jobs, verdict = stdout.splitlines() or [""]
-    for line in jobs:
-        match line.split():
-            case [component, number] if number.isdigit() and component in components:
-                ids[component] = int(number)
-            case _:
-                pass  # a login banner, a module's greeting: not ours
-    refused, complete, fenced = None, False, False
-    match verdict.split():
-        case ["complete", count] if count.isdigit():
-            complete = int(count) == len(ids)
-        case ["refused", component, *_]:
-            refused = component
-        case ["fenced"]:
-            fenced = True
-        case _:
-            pass
-    return Submitted(ids, complete, refused, fenced, as_one_line(stderr))
-
-
-def is_transient(complaint: str) -> bool:
-    """Whether the same submission may succeed later."""
-    return any(text in complaint for text in TRANSIENT_REFUSALS)
 
 
 def back_off(tries: int) -> timedelta:
@@ -194,9 +138,12 @@ class Submitter:
         if answer.fenced:
             raise SlurmRefused("This attempt was called off when an earlier try had failed: retry the run")
         if not answer.complete:
+        if answer.foreign:
+            raise foreign(run_dir(self._ctx.profile(self._cluster), run.id))
             detail = answer.complaint or "the script gave no whole answer"
             raise OutcomeUnknown(f"The submission is not complete yet, and is gone over again: {detail}")
         now = utcnow()
+        self._confirm(run, jobs, answer.ids)
         with self._ctx.db.write() as session:
             locked = self._locked(session, run, Phase.SUBMITTING)
             if locked is None:
@@ -231,7 +178,7 @@ class Submitter:
         def archive() -> Iterator[bytes]:
             yield staging_archive(plan())
 
-        done = self._ctx.host(self._cluster).run(
+        done = self._ctx.host_for(self._cluster, run.unix_account).run(
             stage_argv(run_dir(profile, run.id), run.attempt, len(jobs), cluster.path),
             stdin=archive(),
             timeout=cluster.submit_timeout_s + 0.1 * len(jobs),
@@ -246,6 +193,22 @@ class Submitter:
     def _release(self, run: RunRow) -> bool:
         with self._ctx.db.read() as session:
             holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
+    def _confirm(self, run: RunRow, jobs: Sequence[JobRow], ids: Mapping[str, int]) -> None:
+        """Compare with Slurm what a script said that ran with a person's rights: it can be made to lie.
+
+        What is held, released and cancelled afterwards, as a Slurm operator, is theirs, and of this run.
+        """
+        if run.unix_account is None:
+            return
+        names = {job.name: ids[job.component] for job in jobs}
+        found = self._ctx.slurm(self._cluster).find_by_name(list(names), run.created_at, run.unix_account)
+        strange = next((name for name, number in names.items() if number not in found.get(name, [])), None)
+        if strange is not None:
+            raise SlurmRefused(
+                f"Job {names[strange]} is not the {strange} of {run.unix_account}: the run's folder was "
+                "changed while it was submitted"
+            )
+
             jobs = attempt_jobs(session, run.id, run.attempt)
         if holds:
             return False
@@ -314,12 +277,14 @@ class Submitter:
         if not unsure:
             return {}
         cluster = self._ctx.cluster(self._cluster)
-        done = self._ctx.host(self._cluster).run(
+        done = self._ctx.host_for(self._cluster, run.unix_account).run(
             fence_argv(plan), timeout=cluster.submit_timeout_s, readonly=True
         )
-        if done.rc != 0:
+        if done.rc not in {0, SubmissionExit.FOREIGN}:  # in somebody else's folder no script of ours begins
             raise Unreachable(f"The run's folder could not be fenced off: {done.complaint}")
-        by_name = self._ctx.slurm(self._cluster).find_by_name([job.name for job in unsure], run.created_at)
+        by_name = self._ctx.slurm(self._cluster).find_by_name(
+            [job.name for job in unsure], run.created_at, run.unix_account
+        )
         return {name: ids[-1] for name, ids in by_name.items() if ids}
 
     def _fail(self, run: RunRow, error: BrokerError) -> None:

@@ -19,12 +19,13 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from broker import metrics
+from broker.compiler import ClusterProfile
 from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
-from broker.errors import BrokerError, Unreachable
-from broker.hosts import SshHost
+from broker.errors import BrokerError, Denied, Unreachable
+from broker.hosts import Host, SshHost
 from broker.runs.events import emit
 from broker.runs.observation import (
     Known,
@@ -41,12 +42,13 @@ from broker.runs.observation import (
 )
 from broker.runs.planning import load_plan
 from broker.runs.settling import settle
-from broker.runs.states import JobState
+from broker.runs.states import JobState, Phase
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
 from broker.runs.telemetry import job_ended, polled, slurm_call
 from broker.runs.views import attempt_jobs
-from broker.slurm import QueueSnapshot, ResultKind
+from broker.slurm import AccountingJob, QueueJob, QueueSnapshot, ResultKind
+from broker.slurm.queue import CLOCK_SKEW
 
 log = structlog.get_logger("broker.tracking")
 
@@ -62,9 +64,11 @@ class Tracker:
         self._ctx, self._cluster, self._lease = ctx, cluster, lease
         self._settings = ctx.cluster(cluster)
         self._sacct_after = 0.0
+        self._people: dict[str, str] = {}
 
     def tick(self) -> None:
         """Look once. Never raises a `BrokerError`: an unreachable cluster is noted, not failed."""
+        self._people = self._accounts()
         try:
             with slurm_call(self._cluster, "poll"):
                 snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
@@ -102,8 +106,30 @@ class Tracker:
 
     # ---- seeing -------------------------------------------------------------------------------------
 
+    def _accounts(self) -> dict[str, str]:
+        """Unix accounts of the runs that have not ended and are not the service account's, by run id."""
+        query = select(RunRow.id, RunRow.unix_account).where(
+            RunRow.cluster == self._cluster, RunRow.unix_account.is_not(None), RunRow.phase != Phase.DONE
+        )
+        with self._ctx.db.read() as session:
+            return {run_id: account for run_id, account in session.execute(query) if account is not None}
+
     def _account(self) -> str | None:
-        return self._settings.ssh_user if self._settings.transport == "ssh" else None
+        """Whose jobs are looked at; None: everybody's."""
+        people = self._people or self._settings.run_as == "user"
+        return self._settings.ssh_user if self._settings.transport == "ssh" and not people else None
+
+    def _is_of(self, job: JobRow, found: QueueJob | AccountingJob) -> bool:
+        """Whether Slurm's row is this job's, and not one that got its id later.
+
+        By its name, which is nobody else's; but a person may give their own job another (scontrol(1)).
+        """
+        if found.name == job.name:
+            return True
+        theirs = found.user == self._people.get(job.run_id)
+        if not theirs or job.submitted_at is None or found.submit is None:
+            return False
+        return abs(found.submit - job.submitted_at) < CLOCK_SKEW
 
     def _watched(self) -> list[JobRow]:
         """Every job of this cluster that Slurm has and that has not ended, or is to be ended."""
@@ -120,10 +146,10 @@ class Tracker:
             return list(session.scalars(query))
 
     def _in_queue(self, watched: Sequence[JobRow], snapshot: QueueSnapshot) -> dict[str, Sighting]:
-        """What squeue says, by row id. A job id under another name is a recycled id: not ours."""
+        """What squeue says, by row id. A job id under another name may be a recycled id: not ours."""
         queue = {entry.job_id: entry for entry in snapshot.jobs}
         found = ((job, queue.get(job.slurm_job_id or 0)) for job in watched)
-        return {job.id: from_queue(entry) for job, entry in found if entry and entry.name == job.name}
+        return {job.id: from_queue(entry) for job, entry in found if entry and self._is_of(job, entry)}
 
     def _ends(
         self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], snapshot: QueueSnapshot
@@ -178,13 +204,17 @@ class Tracker:
                 rows = self._ctx.slurm(self._cluster).accounting([number for number in chunk if number])
             for row in rows:
                 job = chunk.get(row.job_id)
-                if job is not None and row.name == job.name:
+                if job is not None and self._is_of(job, row):
                     found[job.id] = from_accounting(row)
         self._sacct_after = 0.0
         return found
 
     def _marked(self, job: JobRow) -> Sighting | None:
-        marker = read_marker(self._ctx, self._cluster, job)
+        host = self._ctx.host_for(self._cluster, self._people.get(job.run_id))
+        try:
+            marker = read_marker(host, self._ctx.profile(self._cluster), job)
+        except Denied:  # one person's folders, closed to us, hold up nobody else
+            return None
         return from_marker(marker) if marker is not None and marker.job_id == job.slurm_job_id else None
 
     # ---- concluding ---------------------------------------------------------------------------------
@@ -296,10 +326,9 @@ def known(job: JobRow) -> Known:
     )
 
 
-def read_marker(ctx: Context, cluster: str, job: JobRow) -> Marker | None:
-    """The completion marker of a job, or None."""
-    path = status_path(ctx.profile(cluster), job.run_id, job.component, job.attempt)
-    host = ctx.host(cluster)
+def read_marker(host: Host, profile: ClusterProfile, job: JobRow) -> Marker | None:
+    """The completion marker of a job, or None; `host` acts as the account of the job's run."""
+    path = status_path(profile, job.run_id, job.component, job.attempt)
     if host.stat(path) is None:
         return None
     return parse_marker(b"".join(host.read(path, 0, 64 * 1024)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import ImageUnavailable, Unreachable
+from broker.runs.answers import is_transient, parse_submission
 from broker.runs.images import image_source, parse_pull
 from broker.runs.logs import whole_characters
-from broker.runs.submission import back_off, is_transient, parse_submission
+from broker.runs.submission import back_off
 from broker.settings import ClusterSettings
 
 ABC = ("a", "b", "complete", "refused", "unknown")
@@ -44,6 +45,12 @@ def test_a_script_that_is_not_sure_is_neither_complete_nor_refused() -> None:
     answer = parse_submission("a 1\nunknown b\n", "sbatch: error: Socket timed out\n", ABC)
     assert not answer.complete
     assert answer.refused is None
+
+
+def test_a_folder_that_is_somebody_elses_is_told_from_silence() -> None:
+    assert parse_submission("foreign\n", "", ABC).foreign
+    assert not parse_submission("foreign 1\n", "", ABC).foreign
+    assert not parse_submission("foreign\ncomplete 0\n", "", ABC).foreign
 
 
 def test_a_controller_that_is_away_is_a_matter_of_time() -> None:
