@@ -90,6 +90,12 @@ def profile_of(name: str, cluster: ClusterSettings, environment: str) -> Cluster
         partition=cluster.partition,
         account=cluster.account,
         qos=cluster.qos,
+        tenant_accounts=True,
+        classes={
+            name: ClassProfile(f"{cluster.qos_prefix}{name}", one.max_wall_s or None)
+            for name, one in cluster.classes.items()
+            if cluster.priority_classes
+        },
         default_cpus=cluster.default_cpus,
         signal_before_s=cluster.signal_before_s,
         path=cluster.path,
@@ -100,12 +106,6 @@ def open_host(name: str, cluster: ClusterSettings) -> Host:
     """The login node of a cluster; connects on first use, not now."""
     if cluster.transport == "local":
         return LocalHost()
-        tenant_accounts=True,
-        classes={
-            name: ClassProfile(f"{cluster.qos_prefix}{name}", one.max_wall_s or None)
-            for name, one in cluster.classes.items()
-            if cluster.priority_classes
-        },
     if cluster.ssh_key_file is None or cluster.ssh_known_hosts is None:
         raise ConfigurationError(
             f"Cluster {name!r} needs `ssh_key_file` and `ssh_known_hosts` (make the latter with ssh-keyscan "

@@ -62,6 +62,7 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
             cluster=cluster,
             tenant=principal.tenant,
             owner_id=principal.user_id,
+            unix_account=account_for(ctx, session, cluster, principal.user_id),
             pipeline_id=version.pipeline_id,
             pipeline_version_id=version.id,
             test_run_ref=request.test_run_ref,
@@ -75,7 +76,6 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
                 asdict(over) for over in needs_approval(spec, Thresholds.of(ctx.settings.approval))
             ]
             or None,
-            unix_account=account_for(ctx, session, cluster, principal.user_id),
             priority_class=request.priority_class,
             priority=request.priority,
             attempt=1,
@@ -131,6 +131,7 @@ def run_identity(run: RunRow, username: str) -> RunIdentity:
         tenant=run.tenant,
         user=username,
         kind="test" if run.kind == "test" else "normal",
+        priority_class=run.priority_class,
     )
 
 
@@ -144,14 +145,7 @@ def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, nam
         attempt=run.attempt,
         name=name,
         state=JobState.INTENDED,
-        resources={
-            "gpu_type": resources.gpu_type,
-        priority_class=run.priority_class,
-            "gpu_count": resources.gpu_count,
-            "memory_mib": resources.memory.mib,
-            "cpus": resources.cpus,
-            "time_s": resources.time,
-        },
+        resources=_resources(next(c for c in spec.components if c.name == component)),
     )
 
 
@@ -241,6 +235,23 @@ def retry_run(
             once.after(session, view)
     ctx.wake()
     return view
+
+
+def _admit_retry(ctx: Context, session: Session, principal: Principal, run: RunRow) -> None:
+    """A retry counts like a request; one that an admin makes for the owner counts for nobody."""
+    if principal.user_id == run.owner_id:
+        session.flush()
+        admit_run(
+            ctx,
+            session,
+            principal,
+            run_id=run.id,
+            attempt=run.attempt,
+            tenant=run.tenant,
+            priority_class=run.priority_class,
+            resources={job.component: job.resources for job in attempt_jobs(session, run.id, run.attempt)},
+            now=utcnow(),
+        )
 
 
 def start_attempt(
