@@ -145,7 +145,13 @@ def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, nam
         attempt=run.attempt,
         name=name,
         state=JobState.INTENDED,
-        resources=_resources(next(c for c in spec.components if c.name == component)),
+        resources={
+            "gpu_type": resources.gpu_type,
+            "gpu_count": resources.gpu_count,
+            "memory_mib": resources.memory.mib,
+            "cpus": resources.cpus,
+            "time_s": resources.time,
+        },
     )
 
 
@@ -235,23 +241,6 @@ def retry_run(
             once.after(session, view)
     ctx.wake()
     return view
-
-
-def _admit_retry(ctx: Context, session: Session, principal: Principal, run: RunRow) -> None:
-    """A retry counts like a request; one that an admin makes for the owner counts for nobody."""
-    if principal.user_id == run.owner_id:
-        session.flush()
-        admit_run(
-            ctx,
-            session,
-            principal,
-            run_id=run.id,
-            attempt=run.attempt,
-            tenant=run.tenant,
-            priority_class=run.priority_class,
-            resources={job.component: job.resources for job in attempt_jobs(session, run.id, run.attempt)},
-            now=utcnow(),
-        )
 
 
 def start_attempt(

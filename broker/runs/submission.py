@@ -137,13 +137,13 @@ class Submitter:
             raise SlurmRefused(f"Slurm refused component {answer.refused!r}: {answer.complaint}")
         if answer.fenced:
             raise SlurmRefused("This attempt was called off when an earlier try had failed: retry the run")
-        if not answer.complete:
         if answer.foreign:
             raise foreign(run_dir(self._ctx.profile(self._cluster), run.id))
+        if not answer.complete:
             detail = answer.complaint or "the script gave no whole answer"
             raise OutcomeUnknown(f"The submission is not complete yet, and is gone over again: {detail}")
-        now = utcnow()
         self._confirm(run, jobs, answer.ids)
+        now = utcnow()
         with self._ctx.db.write() as session:
             locked = self._locked(session, run, Phase.SUBMITTING)
             if locked is None:
@@ -190,9 +190,6 @@ class Submitter:
         )
         return jobs, answer
 
-    def _release(self, run: RunRow) -> bool:
-        with self._ctx.db.read() as session:
-            holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
     def _confirm(self, run: RunRow, jobs: Sequence[JobRow], ids: Mapping[str, int]) -> None:
         """Compare with Slurm what a script said that ran with a person's rights: it can be made to lie.
 
@@ -209,6 +206,9 @@ class Submitter:
                 "changed while it was submitted"
             )
 
+    def _release(self, run: RunRow) -> bool:
+        with self._ctx.db.read() as session:
+            holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
             jobs = attempt_jobs(session, run.id, run.attempt)
         if holds:
             return False
