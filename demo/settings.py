@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+LIMITS = ("api_calls_per_day", "gpu_hours_per_month", "active_runs_per_user", "runs_per_hour", "runs_per_day")
+
 
 def toml(cluster: Path, state: Path) -> str:
     """The settings of a broker whose only cluster is the one that `cluster` (its `cluster.json`) describes.
@@ -31,6 +33,9 @@ def toml(cluster: Path, state: Path) -> str:
         "",
         "[api]",
         "port = 0",
+        "",
+        "[quotas]  # it is shown again and again on one day, by one person",
+        *(f"{name} = 1000000" for name in LIMITS),
     ]
     lines += [
         "",

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from broker.db import utcnow
 from broker.runs.tables import EventRow, RunRow
+from broker.runs.telling import tell
 
 log = structlog.get_logger("broker.runs")
 
@@ -17,6 +18,7 @@ EVENT_TYPES = {
     "run_requested": "The run was asked for",
     "run_prepared": "Images are on the cluster and the plan is stored",
     "job_submitted": "Slurm has every job of the attempt, held",
+    "run_waits_for_quota": "The tenant's GPU hours have no room for it; it goes on by itself when they have",
     "run_released": "The jobs were released; Slurm may start them",
     "job_started": "Slurm started a component",
     "job_requeued": "Slurm put a component back into the queue (node failure, preemption, an administrator)",
@@ -35,11 +37,12 @@ EVENT_TYPES = {
 
 
 def emit(session: Session, run: RunRow, event: str, **data: Any) -> None:
-    """Append an event to a run that is locked by the caller's write transaction, and log it."""
+    """Append an event to a run that is locked by the caller's write transaction, log it, and tell people."""
     assert event in EVENT_TYPES, event
     run.event_seq += 1
     run.updated_at = utcnow()
     session.add(EventRow(run_id=run.id, seq=run.event_seq, at=run.updated_at, type=event, data=data))
+    tell(session, run, event, data)
     log.info(event, run_id=run.id, user_id=run.owner_id, **data)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -21,11 +21,12 @@ from broker.pipelines.tables import PipelineVersionRow
 from broker.runs.accounts import account_for
 from broker.runs.events import emit
 from broker.runs.holding import begin_attempt, request_approval
+from broker.runs.ledger import admit_run
 from broker.runs.schemas import RunRequest, RunView
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import CounterRow, JobRow, RunHoldRow, RunRow
-from broker.runs.views import compose_view, find_run, may_see, newest_jobs, view_run
-from broker.spec import Overrides, PipelineSpec, Thresholds, apply_overrides, needs_approval, parse
+from broker.runs.views import attempt_jobs, compose_view, find_run, may_see, newest_jobs, view_run
+from broker.spec import Component, Overrides, PipelineSpec, Thresholds, apply_overrides, needs_approval, parse
 from broker.spec.graph import descendants, topological
 
 
@@ -54,8 +55,20 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
     with ctx.db.write() as session:
         if once:
             once.before(session)
+        run_id = new_id("run")
+        admit_run(
+            ctx,
+            session,
+            principal,
+            run_id=run_id,
+            attempt=1,
+            tenant=principal.tenant,
+            priority_class=request.priority_class,
+            resources={c.name: _resources(c) for c in spec.components},
+            now=now,
+        )
         run = RunRow(
-            id=new_id("run"),
+            id=run_id,
             number=_next_number(session),
             name=spec.name,
             kind=request.kind,
@@ -136,7 +149,6 @@ def run_identity(run: RunRow, username: str) -> RunIdentity:
 
 
 def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, name: str) -> JobRow:
-    resources = next(c for c in spec.components if c.name == component).resources
     return JobRow(
         id=new_id("job"),
         run_id=run.id,
@@ -145,14 +157,20 @@ def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, nam
         attempt=run.attempt,
         name=name,
         state=JobState.INTENDED,
-        resources={
-            "gpu_type": resources.gpu_type,
-            "gpu_count": resources.gpu_count,
-            "memory_mib": resources.memory.mib,
-            "cpus": resources.cpus,
-            "time_s": resources.time,
-        },
+        resources=_resources(next(c for c in spec.components if c.name == component)),
     )
+
+
+def _resources(component: Component) -> dict[str, Any]:
+    """What a component asks for, as its job keeps it."""
+    resources = component.resources
+    return {
+        "gpu_type": resources.gpu_type,
+        "gpu_count": resources.gpu_count,
+        "memory_mib": resources.memory.mib,
+        "cpus": resources.cpus,
+        "time_s": resources.time,
+    }
 
 
 def _next_number(session: Session) -> int:
@@ -226,6 +244,7 @@ def retry_run(
         if run.removed_at is not None:
             raise Conflict("The run's files were removed from the cluster; submit the pipeline as a new run")
         again = start_attempt(ctx, session, run, components, principal.username)
+        _admit_retry(ctx, session, principal, run)
         record(
             session,
             principal,
@@ -241,6 +260,23 @@ def retry_run(
             once.after(session, view)
     ctx.wake()
     return view
+
+
+def _admit_retry(ctx: Context, session: Session, principal: Principal, run: RunRow) -> None:
+    """A retry counts like a request; one that an admin makes for the owner counts for nobody."""
+    if principal.user_id == run.owner_id:
+        session.flush()
+        admit_run(
+            ctx,
+            session,
+            principal,
+            run_id=run.id,
+            attempt=run.attempt,
+            tenant=run.tenant,
+            priority_class=run.priority_class,
+            resources={job.component: job.resources for job in attempt_jobs(session, run.id, run.attempt)},
+            now=utcnow(),
+        )
 
 
 def start_attempt(

@@ -25,6 +25,7 @@ from broker.runs.accounts import foreign
 from broker.runs.answers import Submitted, is_transient, parse_submission
 from broker.runs.events import emit
 from broker.runs.holding import drop_holds
+from broker.runs.ledger import is_reserved, reserve_or_hold
 from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
@@ -155,6 +156,8 @@ class Submitter:
             session.execute(update(SubmissionRow).where(whole).values(submitted_at=now))
             held = and_(RunHoldRow.run_id == run.id, RunHoldRow.kind == "submission")
             session.execute(delete(RunHoldRow).where(held))
+            if not session.query(RunHoldRow).filter_by(run_id=run.id).count():
+                reserve_or_hold(self._ctx, session, locked, jobs)
             locked.phase = Phase.RELEASING
             locked.tries, locked.next_try_at, locked.trouble = 0, None, None
             emit(
@@ -210,7 +213,10 @@ class Submitter:
         with self._ctx.db.read() as session:
             holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
             jobs = attempt_jobs(session, run.id, run.attempt)
+            reserved = is_reserved(session, run, jobs)
         if holds:
+            return False
+        if not reserved and not self._reserve(run, jobs):
             return False
         children_first = [job.slurm_job_id for job in reversed(jobs) if job.slurm_job_id]
         with slurm_call(self._cluster, "release"):
@@ -228,6 +234,12 @@ class Submitter:
                 locked.tries, locked.next_try_at, locked.trouble = 0, None, None
                 emit(session, locked, "run_released", attempt=locked.attempt)
         return False
+
+    def _reserve(self, run: RunRow, jobs: Sequence[JobRow]) -> bool:
+        """Set aside the GPU time of a run whose last hold was lifted; False: it waits for its quota now."""
+        with self._ctx.db.write() as session:
+            locked = self._locked(session, run, Phase.RELEASING)
+            return locked is not None and reserve_or_hold(self._ctx, session, locked, jobs)
 
     # ---- cancelling and failing ---------------------------------------------------------------------
 

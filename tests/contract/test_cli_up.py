@@ -16,7 +16,7 @@ import paramiko
 import pytest
 
 from tests.harness.processes import Process, children, gone, until
-from tests.harness.product import BROKER, PASSWORD, to_toml
+from tests.harness.product import BROKER, PASSWORD, UNLIMITED, to_toml
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "llm-finetune.json"
 PATIENCE_S = 90.0
@@ -36,7 +36,12 @@ class Up:
             "ssh_key_file": str(home / "key"),
             "ssh_known_hosts": str(home / "known_hosts"),
         }
-        settings = {"data_dir": str(home / "data"), "api": {"port": 0}, "clusters": {"main": cluster}}
+        settings = {
+            "data_dir": str(home / "data"),
+            "api": {"port": 0},
+            "clusters": {"main": cluster},
+            "quotas": UNLIMITED,
+        }
         (home / "broker.toml").write_text(to_toml(settings))
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         self.env = {
