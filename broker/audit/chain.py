@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -107,7 +107,10 @@ def digest(head: Head, sealed_at: datetime, fields: Mapping[str, Any]) -> str:
 
 def examine(links: Iterable[Link], known: Sequence[Head] = ()) -> Examination:
     """Walk the links in order of their numbers; `known` are heads that were kept elsewhere."""
-    expected = {head.number: head.hash for head in known if head.number}
+    expected: dict[int, set[str]] = {}
+    for kept in known:
+        if kept.number:
+            expected.setdefault(kept.number, set()).add(kept.hash)
     head, last_at = EMPTY, None
     for link in links:
         broken = _broken(head, last_at, link, expected)
@@ -124,7 +127,9 @@ def examine(links: Iterable[Link], known: Sequence[Head] = ()) -> Examination:
     return Examination(head, last_at, Broken(Breach.CUT_OFF, head.number + 1, None, detail))
 
 
-def _broken(head: Head, last_at: datetime | None, link: Link, expected: Mapping[int, str]) -> Broken | None:
+def _broken(
+    head: Head, last_at: datetime | None, link: Link, expected: Mapping[int, Set[str]]
+) -> Broken | None:
     number = head.number + 1
     if link.number != number:
         missing = f"{number}" if link.number == number + 1 else f"{number} to {link.number - 1}"
@@ -141,7 +146,7 @@ def _broken(head: Head, last_at: datetime | None, link: Link, expected: Mapping[
             f"The row says {link.fields['at']:%Y-%m-%d %H:%M:%S} UTC, but was sealed after one of "
             f"{last_at:%Y-%m-%d %H:%M:%S}: it was inserted afterwards, or a clock was wrong",
         )
-    if expected.get(number, link.hash) != link.hash:
+    if expected.get(number, {link.hash}) != {link.hash}:
         detail = "The chain is another one than was known: it was computed anew from here or before"
         return Broken(Breach.REWRITTEN, number, link.audit_id, detail)
     return None

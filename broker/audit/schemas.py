@@ -23,4 +23,5 @@ class AuditView(BaseModel):
     object_id: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
-    note: str
+    note: str = Field(description="A comment, or Slurm's answer in its own words")
+    tenant: str | None = Field(description="Whose administrator may read it; null: admins only")

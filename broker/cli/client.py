@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -94,6 +95,22 @@ class Api:
                 return
             left = None if left is None else left - len(page["items"])
 
+    def save(self, path: str, write: Callable[[bytes], object], **params: Any) -> int:
+        """Hand an answer over chunk by chunk, however long it is; the number of bytes."""
+        given = {name: value for name, value in params.items() if value is not None}
+        count = 0
+        with (
+            _transport_errors(self.server),
+            self._http.stream("GET", f"/api/v1{path}", params=given) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise error_of(answer)
+            for chunk in answer.iter_bytes():
+                write(chunk)
+                count += len(chunk)
+        return count
+
     def get_if_changed(self, path: str, etag: str | None) -> tuple[Any, str | None]:
         """What lies there now, or None when it still is what `etag` names."""
         response = self._send("GET", path, headers={"If-None-Match": etag} if etag else {})
@@ -133,22 +150,25 @@ class Api:
     ) -> httpx.Response:
         url = path[1:] if path.startswith("//") else f"/api/v1{path}"
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        try:
+        with _transport_errors(self.server, harmless=method == "GET"):
             return self._http.request(method, url, params=given, headers=headers, **payload)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Unreachable(
-                f"No broker answers at {self.server} ({error}); is `broker up` running?"
-            ) from None
-        except httpx.TransportError as error:
-            kind = Unreachable if method == "GET" else OutcomeUnknown
-            raise kind(
-                f"The connection to {self.server} broke off: {error or type(error).__name__}"
-            ) from None
 
     def _answer(self, response: httpx.Response) -> Any:
         if response.is_success:
             return response.json() if response.content else None
         raise error_of(response)
+
+
+@contextmanager
+def _transport_errors(server: str, *, harmless: bool = True) -> Iterator[None]:
+    """Broken connections as the broker's errors; a `harmless` request changes nothing when it is repeated."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise Unreachable(f"No broker answers at {server} ({error}); is `broker up` running?") from None
+    except httpx.TransportError as error:
+        kind = Unreachable if harmless else OutcomeUnknown
+        raise kind(f"The connection to {server} broke off: {error or type(error).__name__}") from None
 
 
 def patiently(

@@ -47,7 +47,11 @@ a restart of the broker. Downloads are checked by SHA-256, go on where they brok
 """
 _STATUS_ROWS: Final = (
     ("0", "Done; a waited-for run succeeded."),
-    ("1", "A waited-for run failed, was cancelled or rejected; a check of `broker doctor` failed."),
+    (
+        "1",
+        "A waited-for run failed, was cancelled or rejected; a check of `broker doctor` failed; "
+        "the audit trail is broken.",
+    ),
     ("130", "Interrupted (Ctrl-C). What was asked for goes on."),
 )
 

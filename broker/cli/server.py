@@ -119,7 +119,7 @@ def upgrade(as_json: Json = False) -> None:
     from broker import schema
     from broker.identity import service
 
-    with _database() as (config, database):
+    with open_database() as (config, database):
         before, after = schema.upgrade(database)
         first = service.ensure_first_admin(database, config.data_dir)
     told = (
@@ -138,7 +138,7 @@ def current(as_json: Json = False) -> None:
     """Show which revision the tables have and which one is needed."""
     from broker import schema
 
-    with _database() as (_, database):
+    with open_database() as (_, database):
         has, needs = schema.revision(database), schema.head()
     emit(
         {"revision": has, "needed": needs, "current": has == needs},
@@ -157,7 +157,7 @@ def reset_admin(
     """Give an admin a new one-time password, and void every token of the account."""
     from broker.identity import service
 
-    with _database() as (config, database):
+    with open_database() as (config, database):
         made = service.reset_admin(database, config.data_dir, username)
     emit(
         {"username": made.username, "password_file": str(made.path)},
@@ -174,7 +174,7 @@ def _attach(parent_pid: int | None) -> None:
 
 
 @contextmanager
-def _database() -> Iterator[tuple[Settings, Database]]:
+def open_database() -> Iterator[tuple[Settings, Database]]:
     """The database of the settings; one that does not answer is `Unreachable`."""
     from sqlalchemy.exc import OperationalError
 

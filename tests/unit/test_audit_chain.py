@@ -122,6 +122,12 @@ def test_a_chain_computed_anew_is_found_by_a_head_that_was_kept() -> None:
     assert breach(forged, (kept,)) == (Breach.REWRITTEN, LENGTH)
 
 
+def test_every_head_that_was_kept_counts() -> None:
+    good, bad = Head(3, LINKS[2].hash), Head(3, "0" * 64)
+    for known in ((good, bad), (bad, good)):
+        assert breach(LINKS, known) == (Breach.REWRITTEN, 3)
+
+
 def test_a_chain_whose_end_was_cut_off_is_found_by_a_head_that_was_kept() -> None:
     kept = Head(LENGTH, LINKS[-1].hash)
     assert examine(LINKS[:-2]).broken is None
