@@ -21,6 +21,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from broker.db import utcnow
+from broker.runs.events import emit
 from broker.runs.states import Gate, RunState
 from broker.runs.tables import RunHoldRow, RunRow
 
@@ -74,8 +75,38 @@ def _held(session: Session, run: RunRow) -> bool:
     return session.scalar(beyond.limit(1)) is not None
 
 
-def request_approval(session: Session, run: RunRow) -> None:
-    """Let a run wait for a decision: from now on it may be submitted, but nothing of it may start."""
+NEEDS = "It asks for more than may run without approval"
+
+
+def request_approval(session: Session, run: RunRow, reason: str = NEEDS) -> None:
+    """Let a run wait for a decision: nothing of it may start, though it may be submitted."""
     run.approval, run.approval_requested_at = "pending", utcnow()
-    run.state = RunState.PENDING_APPROVAL
-    add_hold(session, run, "approval", "It asks for more than may run without approval")
+    if run.state == RunState.QUEUED:
+        run.state = RunState.PENDING_APPROVAL
+    add_hold(session, run, "approval", reason)
+
+
+def grant_approval(session: Session, run: RunRow) -> None:
+    """Let a run go on, as far as approval is concerned: it is released when no other hold is left."""
+    run.approval = "approved"
+    if run.state == RunState.PENDING_APPROVAL:
+        run.state = RunState.QUEUED
+    run.trouble = None
+    lift_hold(session, run, "approval")
+
+
+def is_approved(run: RunRow, plan_hash: str) -> bool:
+    """Whether exactly this was approved, and not too long ago to be used."""
+    in_time = run.approved_until is not None and run.approved_until > utcnow()
+    return in_time and run.approved_plan_hash == plan_hash
+
+
+def plan_known(session: Session, run: RunRow, plan_hash: str) -> None:
+    """From now on an attempt can be decided about: a retry of what was approved keeps its approval."""
+    if run.approval != "pending":
+        return
+    if is_approved(run, plan_hash):
+        grant_approval(session, run)
+        emit(session, run, "approval_kept", plan_hash=plan_hash)
+    else:
+        emit(session, run, "approval_requested", plan_hash=plan_hash, needs=run.needs_approval)

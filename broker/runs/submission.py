@@ -24,15 +24,15 @@ from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefu
 from broker.runs.accounts import foreign
 from broker.runs.answers import Submitted, is_transient, parse_submission
 from broker.runs.events import emit
-from broker.runs.holding import drop_holds
-from broker.runs.ledger import is_reserved, reserve_or_hold
+from broker.runs.gatekeeper import Gatekeeper, locked
+from broker.runs.holding import drop_holds, plan_known
+from broker.runs.ledger import reserve_or_hold
 from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import run_ended, slurm_call, submitted
 from broker.runs.views import attempt_jobs
-from broker.slurm import ResultKind
 
 CANCEL_AGAIN = timedelta(seconds=10)
 """A job may be requeued between scancel and its end: a cancelled run is gone over until Slurm agrees."""
@@ -55,13 +55,15 @@ class Submitter:
 
     def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
         self._ctx, self._cluster, self._lease = ctx, cluster, lease
+        self._gates = Gatekeeper(ctx, cluster, lease)
 
     def advance(self, run_id: str) -> None:
         """Do whatever the run needs next, until it needs nothing more from here."""
         steps: dict[Phase, Callable[[RunRow], bool]] = {
             Phase.PREPARING: self._prepare,
             Phase.SUBMITTING: self._submit,
-            Phase.RELEASING: self._release,
+            Phase.RELEASING: self._gates.follow,
+            Phase.ACTIVE: self._gates.follow,
         }
         run = self._read(run_id)
         try:
@@ -76,8 +78,8 @@ class Submitter:
         except (Unreachable, OutcomeUnknown) as error:
             self._postpone(run, error)
         except BrokerError as error:
-            if run.cancel_requested_at is not None:
-                self._postpone(run, error)  # the wish stands, whatever stands in its way
+            if run.cancel_requested_at is not None or run.phase == Phase.ACTIVE:
+                self._postpone(run, error)  # the wish, or the hold, stands, whatever stands in its way
             else:
                 self._fail(run, error)
         except (LeaseLost, SQLAlchemyError):
@@ -121,6 +123,7 @@ class Submitter:
             run.phase, run.resolved = Phase.SUBMITTING, resolved.document()
             run.tries, run.next_try_at, run.trouble = 0, None, None
             emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)
+            plan_known(session, run, plan.plan_hash)
         return plan
 
     def _submit(self, run: RunRow) -> bool:
@@ -208,38 +211,6 @@ class Submitter:
                 f"Job {names[strange]} is not the {strange} of {run.unix_account}: the run's folder was "
                 "changed while it was submitted"
             )
-
-    def _release(self, run: RunRow) -> bool:
-        with self._ctx.db.read() as session:
-            holds = session.query(RunHoldRow).filter_by(run_id=run.id).count()
-            jobs = attempt_jobs(session, run.id, run.attempt)
-            reserved = is_reserved(session, run, jobs)
-        if holds:
-            return False
-        if not reserved and not self._reserve(run, jobs):
-            return False
-        children_first = [job.slurm_job_id for job in reversed(jobs) if job.slurm_job_id]
-        with slurm_call(self._cluster, "release"):
-            results = self._ctx.slurm(self._cluster).release(children_first)
-        for number, result in results.items():
-            if result.kind in {ResultKind.UNREACHABLE, ResultKind.OUTCOME_UNKNOWN}:
-                raise Unreachable(f"Releasing job {number} is not confirmed: {result.message}")
-            if result.kind in {ResultKind.DENIED, ResultKind.INVALID_REQUEST}:
-                raise SlurmRefused(f"Slurm refused to release job {number}: {result.message}")
-        with self._ctx.db.write() as session:
-            locked = self._locked(session, run, Phase.RELEASING)
-            if locked is not None:
-                session.get_one(SubmissionRow, (run.id, run.attempt)).released_at = utcnow()
-                locked.phase = Phase.ACTIVE
-                locked.tries, locked.next_try_at, locked.trouble = 0, None, None
-                emit(session, locked, "run_released", attempt=locked.attempt)
-        return False
-
-    def _reserve(self, run: RunRow, jobs: Sequence[JobRow]) -> bool:
-        """Set aside the GPU time of a run whose last hold was lifted; False: it waits for its quota now."""
-        with self._ctx.db.write() as session:
-            locked = self._locked(session, run, Phase.RELEASING)
-            return locked is not None and reserve_or_hold(self._ctx, session, locked, jobs)
 
     # ---- cancelling and failing ---------------------------------------------------------------------
 
@@ -346,9 +317,7 @@ class Submitter:
         While the cluster was asked, it may have ended and been retried: then nothing of this concerns it.
         Raises `LeaseLost` when another worker took over.
         """
-        self._lease.confirm(session)
-        run = session.get_one(RunRow, seen.id, with_for_update=True)
-        return run if run.attempt == seen.attempt and (phase is None or run.phase == phase) else None
+        return locked(session, self._lease, seen, None if phase is None else (phase,))
 
 
 _BEFORE_ACTIVE = {Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING}

@@ -28,6 +28,7 @@ from broker.errors import BrokerError, Denied, Unreachable
 from broker.hosts import Host, SshHost
 from broker.runs.events import emit
 from broker.runs.observation import (
+from broker.runs.gatekeeper import Gatekeeper
     Known,
     Marker,
     Sighting,
@@ -72,6 +73,7 @@ class Tracker:
         try:
             with slurm_call(self._cluster, "poll"):
                 snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
+        self._gates = Gatekeeper(ctx, cluster, lease)
         except BrokerError as error:
             polled(self._cluster, None)
             self._note(error.detail, None)
@@ -90,6 +92,8 @@ class Tracker:
         self._conclude(watched, ends, snapshot.taken_at)
         self._reap(seen | ends)
 
+        self._gates.watch(snapshot)
+        self._keep(snapshot)
     def _conclude(self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], taken_at: datetime) -> None:
         by_run: dict[str, list[JobRow]] = defaultdict(list)
         for job in watched:

@@ -30,6 +30,7 @@ from broker.slurm.cluster import (
 )
 from broker.slurm.command import DONE, Command, Result, ResultKind
 from broker.slurm.queue import (
+from broker.slurm.held import BatchScripts, Held, HeldJob
     CLOCK_SKEW,
     Accounting,
     AccountingJob,
@@ -48,6 +49,8 @@ Item = TypeVar("Item", int, str)
 _WORDS = 48 * 1024
 """Bytes of ids or names in one command line: Linux takes 128 KiB for one word, and sshd passes one word."""
 _CHANGES = 500
+_SCRIPTS = 200
+"""Batch scripts in one `scontrol`: some MB."""
 """Changes in one `scontrol`: 0.5 s when all is well."""
 
 
@@ -161,6 +164,23 @@ class SlurmClient:
         return self._change([changes.release(job_id) for job_id in job_ids])
 
     def requeue(self, job_ids: Sequence[int]) -> dict[int, Result]:
+    def held(self, job_ids: Sequence[int]) -> dict[int, HeldJob]:
+        """Jobs with all that was asked for, by id; what the queue does not know is absent."""
+        found: dict[int, HeldJob] = {}
+        for part in _parts(list(dict.fromkeys(job_ids))):
+            jobs, bad = self._ask(Held(part))
+            if bad:
+                raise OutcomeUnknown(f"squeue gave lines that are not understood: {bad[0]!r}")
+            found |= {job.job_id: job for job in jobs}
+        return found
+
+    def batch_scripts(self, job_ids: Sequence[int]) -> dict[int, str]:
+        """The scripts of jobs as slurmctld keeps them, by id; those of jobs it does not know are absent."""
+        found: dict[int, str] = {}
+        for at in range(0, len(job_ids), _SCRIPTS):
+            found |= self._ask(BatchScripts(tuple(job_ids[at : at + _SCRIPTS])))
+        return found
+
         """Start again under the same ids."""
         return self._change([changes.requeue(job_id) for job_id in job_ids])
 

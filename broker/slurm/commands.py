@@ -13,6 +13,7 @@ from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import AccountingFields, ClusterVersion, Nodes, Partitions, Ping, ReadConfig, WhoAmI
 from broker.slurm.command import Command
 from broker.slurm.queue import Accounting, Queue
+from broker.slurm.held import BatchScripts, Held
 from broker.slurm.sharing import Priorities, QosList, Shares
 
 REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
@@ -24,6 +25,8 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "ping": Ping,
         "queue": Queue,
         "accounting": Accounting,
+        "held": Held,
+        "batch_scripts": BatchScripts,
         "control": Control,
         "adjust": Adjust,
         "cancel": Cancel,

@@ -30,7 +30,8 @@ from broker.errors import BrokerError
 from broker.models.service import register_model
 from broker.runs.cleanup import due_for_removal, remove_run_files
 from broker.runs.collection import Collector
-from broker.runs.states import Phase
+from broker.runs.ledger import Bookkeeper
+from broker.runs.states import Gate, Phase
 from broker.runs.submission import Submitter
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.tracking import Tracker
@@ -249,3 +250,5 @@ def _due_runs_query() -> Select[str]:
 
 _DUE_RUNS = _due_runs_query()
 """Built once: it is asked whenever the worker wakes, and a submission waits for it."""
+        (RunRow.phase == Phase.RELEASING) & (RunRow.gate == Gate.CLOSING),
+        (RunRow.phase == Phase.ACTIVE) & RunRow.gate.in_([Gate.CLOSING, Gate.OPENING]),
