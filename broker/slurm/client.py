@@ -29,8 +29,8 @@ from broker.slurm.cluster import (
     WhoAmI,
 )
 from broker.slurm.command import DONE, Command, Result, ResultKind
-from broker.slurm.queue import (
 from broker.slurm.held import BatchScripts, Held, HeldJob
+from broker.slurm.queue import (
     CLOCK_SKEW,
     Accounting,
     AccountingJob,

@@ -12,8 +12,8 @@ from typing import Any
 from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import AccountingFields, ClusterVersion, Nodes, Partitions, Ping, ReadConfig, WhoAmI
 from broker.slurm.command import Command
-from broker.slurm.queue import Accounting, Queue
 from broker.slurm.held import BatchScripts, Held
+from broker.slurm.queue import Accounting, Queue
 from broker.slurm.sharing import Priorities, QosList, Shares
 
 REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(

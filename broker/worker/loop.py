@@ -240,6 +240,8 @@ def _due_runs_query() -> Select[str]:
     ready = or_(
         RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING]),
         (RunRow.phase == Phase.RELEASING) & RunRow.id.not_in(select(RunHoldRow.run_id)),
+        (RunRow.phase == Phase.RELEASING) & (RunRow.gate == Gate.CLOSING),
+        (RunRow.phase == Phase.ACTIVE) & RunRow.gate.in_([Gate.CLOSING, Gate.OPENING]),
         RunRow.cancel_requested_at.is_not(None)
         & RunRow.phase.in_([Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING, Phase.ACTIVE]),
     )
@@ -250,5 +252,3 @@ def _due_runs_query() -> Select[str]:
 
 _DUE_RUNS = _due_runs_query()
 """Built once: it is asked whenever the worker wakes, and a submission waits for it."""
-        (RunRow.phase == Phase.RELEASING) & (RunRow.gate == Gate.CLOSING),
-        (RunRow.phase == Phase.ACTIVE) & RunRow.gate.in_([Gate.CLOSING, Gate.OPENING]),
