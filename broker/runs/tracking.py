@@ -27,8 +27,8 @@ from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, Denied, Unreachable
 from broker.hosts import Host, SshHost
 from broker.runs.events import emit
-from broker.runs.observation import (
 from broker.runs.gatekeeper import Gatekeeper
+from broker.runs.observation import (
     Known,
     Marker,
     Sighting,
@@ -66,6 +66,7 @@ class Tracker:
         self._settings = ctx.cluster(cluster)
         self._sacct_after = 0.0
         self._people: dict[str, str] = {}
+        self._gates = Gatekeeper(ctx, cluster, lease)
 
     def tick(self) -> None:
         """Look once. Never raises a `BrokerError`: an unreachable cluster is noted, not failed."""
@@ -73,7 +74,6 @@ class Tracker:
         try:
             with slurm_call(self._cluster, "poll"):
                 snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
-        self._gates = Gatekeeper(ctx, cluster, lease)
         except BrokerError as error:
             polled(self._cluster, None)
             self._note(error.detail, None)
@@ -85,6 +85,8 @@ class Tracker:
         seen = self._in_queue(watched, snapshot)
         alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
+        self._gates.watch(snapshot)
+        self._keep(snapshot)
         ends, trouble = self._ends(watched, seen, snapshot)
         self._note(trouble, snapshot.taken_at)
         names = {job.name for job in watched}
@@ -92,8 +94,6 @@ class Tracker:
         self._conclude(watched, ends, snapshot.taken_at)
         self._reap(seen | ends)
 
-        self._gates.watch(snapshot)
-        self._keep(snapshot)
     def _conclude(self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], taken_at: datetime) -> None:
         by_run: dict[str, list[JobRow]] = defaultdict(list)
         for job in watched:
