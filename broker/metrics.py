@@ -86,6 +86,11 @@ SLURM_ERRORS: Final = Counter(
 )
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
+DELIVERIES: Final = Counter(
+    "broker_deliveries_total",
+    "Tries to deliver a notice, by how they ended (delivered, failed, dead, skipped)",
+    ["channel", "result"],
+)
 
 
 def exposition() -> bytes:

@@ -37,7 +37,8 @@ def serve_api(settings: Settings, *, host: str, port: int, fd: int | None, super
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_DRAIN_S,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=64 * 1024,
             server_header=False,
             # uvicorn trusts loopback unless told: a local client could choose the address it is slowed by
             proxy_headers=bool(settings.api.trusted_proxies),

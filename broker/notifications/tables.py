@@ -80,6 +80,8 @@ class DeliveryRow(Base):
     target: Mapped[str] = mapped_column(String(80))
     state: Mapped[str] = mapped_column(String(10))
     tries: Mapped[int] = mapped_column(default=0)
+    """All that were made; `forgiven` of them before somebody asked for another round."""
+    forgiven: Mapped[int] = mapped_column(default=0)
     next_try_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     last_status: Mapped[int | None]
     last_error: Mapped[str | None] = mapped_column(String(500))

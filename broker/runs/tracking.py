@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -26,6 +26,7 @@ from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, Denied, Unreachable
 from broker.hosts import Host, SshHost
+from broker.notifications import Kind, notify
 from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper
 from broker.runs.observation import (
@@ -59,10 +60,16 @@ SACCT_CHUNK = 500
 
 
 class Tracker:
-    """Watches one cluster. Used by one thread."""
+    """Watches one cluster; hands each look at its queue to `keep`. Used by one thread."""
 
-    def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
-        self._ctx, self._cluster, self._lease = ctx, cluster, lease
+    def __init__(
+        self,
+        ctx: Context,
+        cluster: str,
+        lease: Lease,
+        keep: Callable[[QueueSnapshot], None] = lambda snapshot: None,
+    ) -> None:
+        self._ctx, self._cluster, self._lease, self._keep = ctx, cluster, lease, keep
         self._settings = ctx.cluster(cluster)
         self._sacct_after = 0.0
         self._people: dict[str, str] = {}
@@ -316,6 +323,22 @@ class Tracker:
                 row.trouble, row.trouble_since = None, None
             else:
                 row.trouble, row.trouble_since = trouble, row.trouble_since or utcnow()
+                if polled_at is None:
+                    self._tell_of_outage(session, row)
+
+    def _tell_of_outage(self, session: Session, row: ClusterRow) -> None:
+        """Tell the admins, once, when the cluster has not been seen for long: since its last good look."""
+        since = row.polled_at or row.trouble_since or utcnow()
+        if utcnow() - since < timedelta(seconds=self._ctx.settings.notifications.unreachable_after_s):
+            return
+        notify(
+            session,
+            Kind.CLUSTER_UNREACHABLE,
+            None,
+            subject=self._cluster,
+            data={"cluster": self._cluster, "since": since.isoformat(), "trouble": row.trouble},
+            once=f"{Kind.CLUSTER_UNREACHABLE}:{self._cluster}:{since.isoformat()}",
+        )
 
 
 def known(job: JobRow) -> Known:

@@ -28,6 +28,9 @@ from broker.db.leases import Lease, LeaseLost
 from broker.db.wake import listen
 from broker.errors import BrokerError
 from broker.models.service import register_model
+from broker.notifications.courier import Courier
+from broker.queueing.changing import PriorityChanger
+from broker.queueing.snapshot import QueueKeeper
 from broker.runs.cleanup import due_for_removal, remove_run_files
 from broker.runs.collection import Collector
 from broker.runs.ledger import Bookkeeper
@@ -53,8 +56,16 @@ def run(ctx: Context, stop: threading.Event) -> None:
     workers = [ClusterWorker(ctx, name, holder, stop) for name in ctx.settings.clusters]
     if not workers:
         log.warning("no_cluster_configured", remedy="set `clusters`; see docs/operations.md")
+    courier = Courier(ctx, holder, stop)
+
+    def wake_all() -> None:
+        for worker in workers:
+            worker.wake()
+        courier.wake()
+
     with listen(ctx.db, ctx.settings.data_dir, woken):
         threads = [threading.Thread(target=worker.run, name=f"worker-{worker.cluster}") for worker in workers]
+        threads.append(threading.Thread(target=courier.run, name="courier"))
         threads += [
             threading.Thread(target=task.run, args=(ctx, holder, stop), name=task.name)
             for task in periodic(ctx)
@@ -65,10 +76,8 @@ def run(ctx: Context, stop: threading.Event) -> None:
             woken.wait(timeout=0.5)
             if woken.is_set():
                 woken.clear()
-                for worker in workers:
-                    worker.wake()
-        for worker in workers:
-            worker.wake()
+                wake_all()
+        wake_all()
         for thread in threads:
             thread.join()
 
@@ -111,7 +120,8 @@ class ClusterWorker:
                 self._stop.wait(2.0)
 
     def _work(self, lease: Lease) -> None:
-        tracker = Tracker(self._ctx, self.cluster, lease)
+        tracker = Tracker(self._ctx, self.cluster, lease, QueueKeeper(self._ctx, self.cluster, lease).keep)
+        changer = PriorityChanger(self._ctx, self.cluster, lease)
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
         interval = self._ctx.cluster(self.cluster).poll_interval_s
@@ -121,6 +131,7 @@ class ClusterWorker:
             for name, every, what in (
                 ("lease", self._ctx.settings.lease_s / 3, lambda: self._renew(lease)),
                 ("poll", interval, lambda: self._poll(tracker)),
+                ("ledger", interval, Bookkeeper(self._ctx, self.cluster, lease).tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
             ):
                 thread = threading.Thread(
@@ -130,6 +141,7 @@ class ClusterWorker:
                 stack.callback(thread.join)
             while self._holds(lease):
                 self._dispatch(lease, self._due_runs, submitting, submitter.advance)
+                self._dispatch(lease, changer.due, submitting, changer.apply)
                 self._dispatch(lease, self._due_jobs, collecting, collector.collect)
                 self._woken.wait(timeout=IDLE_TICK_S)
                 self._woken.clear()

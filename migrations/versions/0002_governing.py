@@ -31,6 +31,16 @@ def upgrade() -> None:
         batch_op.create_index("ix_admissions_user_id_admitted_at", ["user_id", "admitted_at"], unique=False)
 
     op.create_table(
+        "cluster_objects",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=8), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("applied", sa.JSON(), nullable=True),
+        sa.Column("intended", sa.JSON(), nullable=True),
+        sa.Column("changed_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("cluster", "kind", "name", name=op.f("pk_cluster_objects")),
+    )
+    op.create_table(
         "gpu_charges",
         sa.Column("cluster", sa.String(length=64), nullable=False),
         sa.Column("slurm_job_id", sa.BigInteger(), nullable=False),
@@ -116,6 +126,14 @@ def upgrade() -> None:
         batch_op.create_index("ix_notifications_tenant_seq", ["tenant", "seq"], unique=False)
         batch_op.create_index("ix_notifications_user_id_seq", ["user_id", "seq"], unique=False)
 
+    op.create_table(
+        "queue_snapshots",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("taken_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("parts_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("jobs", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster", name=op.f("pk_queue_snapshots")),
+    )
     op.create_table(
         "quota_use",
         sa.Column("tenant", sa.String(length=64), nullable=False),
@@ -238,6 +256,39 @@ def upgrade() -> None:
         batch_op.create_index("ix_sessions_user_id", ["user_id"], unique=False)
 
     op.create_table(
+        "sign_ons",
+        sa.Column("state_hash", sa.String(length=64), nullable=False),
+        sa.Column("browser_hash", sa.String(length=64), nullable=False),
+        sa.Column("nonce", sa.String(length=64), nullable=False),
+        sa.Column("verifier", sa.String(length=64), nullable=False),
+        sa.Column("challenge", sa.String(length=64), nullable=False),
+        sa.Column("redirect_uri", sa.String(length=500), nullable=True),
+        sa.Column("client_state", sa.String(length=200), nullable=True),
+        sa.Column("returned", sa.Boolean(), nullable=False),
+        sa.Column("code_hash", sa.String(length=64), nullable=True),
+        sa.Column("user_id", sa.String(length=32), nullable=True),
+        sa.Column("expires_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sign_ons_user_id_users")),
+        sa.PrimaryKeyConstraint("state_hash", name=op.f("pk_sign_ons")),
+        sa.UniqueConstraint("code_hash", name=op.f("uq_sign_ons_code_hash")),
+    )
+    with op.batch_alter_table("sign_ons", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_sign_ons_expires_at"), ["expires_at"], unique=False)
+
+    op.create_table(
+        "user_identities",
+        sa.Column("issuer", sa.String(length=255), nullable=False),
+        sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("user_id", sa.String(length=32), nullable=False),
+        sa.Column("linked_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("signed_on_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_user_identities_user_id_users")),
+        sa.PrimaryKeyConstraint("issuer", "subject", name=op.f("pk_user_identities")),
+    )
+    with op.batch_alter_table("user_identities", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_user_identities_user_id"), ["user_id"], unique=False)
+
+    op.create_table(
         "delivery_attempts",
         sa.Column("delivery_id", sa.String(length=32), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
@@ -249,6 +300,33 @@ def upgrade() -> None:
             ["delivery_id"], ["deliveries.id"], name=op.f("fk_delivery_attempts_delivery_id_deliveries")
         ),
         sa.PrimaryKeyConstraint("delivery_id", "number", name=op.f("pk_delivery_attempts")),
+    )
+    op.create_table(
+        "run_priorities",
+        sa.Column("run_id", sa.String(length=32), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("level", sa.String(length=8), nullable=True),
+        sa.Column("number", sa.BigInteger(), nullable=True),
+        sa.Column("other_run_id", sa.String(length=32), nullable=True),
+        sa.Column("state", sa.String(length=8), nullable=False),
+        sa.Column("frozen", sa.Boolean(), nullable=False),
+        sa.Column("message", sa.String(), nullable=False),
+        sa.Column("jobs", sa.JSON(), nullable=False),
+        sa.Column("asked_by_id", sa.String(length=32), nullable=False),
+        sa.Column("asked_by", sa.String(length=64), nullable=False),
+        sa.Column("source_ip", sa.String(length=64), nullable=True),
+        sa.Column("asked_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("applied_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("restores", sa.Integer(), nullable=False),
+        sa.Column("next_try_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("row_version", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["other_run_id"], ["runs.id"], name=op.f("fk_run_priorities_other_run_id_runs")
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_run_priorities_run_id_runs")),
+        sa.PrimaryKeyConstraint("run_id", name=op.f("pk_run_priorities")),
     )
     with op.batch_alter_table("audit", schema=None) as batch_op:
         batch_op.add_column(sa.Column("tenant", sa.String(length=64), nullable=True))
@@ -301,7 +379,16 @@ def downgrade() -> None:
         batch_op.drop_index("ix_audit_tenant_id")
         batch_op.drop_column("tenant")
 
+    op.drop_table("run_priorities")
     op.drop_table("delivery_attempts")
+    with op.batch_alter_table("user_identities", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_user_identities_user_id"))
+
+    op.drop_table("user_identities")
+    with op.batch_alter_table("sign_ons", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_sign_ons_expires_at"))
+
+    op.drop_table("sign_ons")
     with op.batch_alter_table("sessions", schema=None) as batch_op:
         batch_op.drop_index("ix_sessions_user_id")
 
@@ -323,6 +410,7 @@ def downgrade() -> None:
     op.drop_table("tenants")
     op.drop_table("quotas")
     op.drop_table("quota_use")
+    op.drop_table("queue_snapshots")
     with op.batch_alter_table("notifications", schema=None) as batch_op:
         batch_op.drop_index("ix_notifications_user_id_seq")
         batch_op.drop_index("ix_notifications_tenant_seq")
@@ -345,6 +433,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_gpu_charges_job_id")
 
     op.drop_table("gpu_charges")
+    op.drop_table("cluster_objects")
     with op.batch_alter_table("admissions", schema=None) as batch_op:
         batch_op.drop_index("ix_admissions_user_id_admitted_at")
 
