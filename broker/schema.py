@@ -22,6 +22,7 @@ import broker.identity.throttle
 import broker.models.tables
 import broker.notifications.tables
 import broker.pipelines.tables
+import broker.queueing.tables
 import broker.quotas.tables
 import broker.runs.tables  # noqa: F401 - imported for their tables
 from broker.db import Base, Database

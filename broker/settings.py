@@ -140,6 +140,13 @@ class ClusterSettings(_Section):
         description="`PATH` of batch scripts and of remote commands",
     )
     default_cpus: int = Field(1, ge=1, description="CPUs of a component that asks for none")
+    level_nice: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000_000,
+        description="What one level (high, normal, low) is worth in Slurm's priority (`nice`). Above the sum "
+        "of `PriorityWeightAge` and `PriorityWeightFairshare` a level outweighs both",
+    )
     signal_before_s: int = Field(
         120, ge=0, le=65535, description="Warning signal this long before the time limit (`sbatch --signal`)"
     )

@@ -19,6 +19,7 @@ from broker.identity.tokens import TokenSigner, load_key
 from broker.models.routes import router as models_router
 from broker.pipelines.routes import router as pipelines_router
 from broker.pipelines.upload_routes import router as uploads_router
+from broker.queueing.routes import router as queue_router
 from broker.runs.routes import router as runs_router
 
 PREFIX = "/api/v1"
@@ -60,6 +61,7 @@ def make_app() -> FastAPI:
     app.include_router(health.router)
     for router in (
         runs_router,
+        queue_router,
         gpu_jobs.router,
         models_router,
         pipelines_router,

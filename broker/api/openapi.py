@@ -31,6 +31,7 @@ TAGS: Final = [
     {"name": "pipelines", "description": "Specs and their immutable versions"},
     {"name": "uploads", "description": "Code that a component runs"},
     {"name": "runs", "description": "The life of a run"},
+    {"name": "queue", "description": "What waits, in which order and why; moving it (admins)"},
     {"name": "models", "description": "Results: versions, metrics, downloads"},
     {"name": "gpu-jobs", "description": "The one-job form of a run"},
     {"name": "clusters", "description": "Where runs go"},

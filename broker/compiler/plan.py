@@ -234,6 +234,7 @@ class _Compiler:
                 f"--job-name={called}",
                 f"--chdir={self._run_dir}",
                 f"--output={control}/slurm.log",
+                *((f"--nice={identity.nice}",) if identity.nice else ()),
                 *job_args(component, self._profile),
             ),
             script=script,

@@ -93,7 +93,7 @@ class ClusterProfile:
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
     """Which run is compiled: its id, its number (in names people read), the attempt, whose it is and how
-    much it hurries.
+    much it hurries. `nice` (sbatch(1)) is no part of what is approved: an admin may move a run.
     """
 
     run_id: str
@@ -103,6 +103,7 @@ class RunIdentity:
     user: str
     kind: Literal["normal", "test"] = "normal"
     priority_class: str = "training"
+    nice: int = 0
 
     def __post_init__(self) -> None:
         _require(_SAFE_WORD, "run_id", self.run_id, "letters, digits, . _ -")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -17,6 +17,7 @@ from broker.identity.tables import UserRow
 from broker.runs.accounts import check_account
 from broker.runs.code import resolve_code
 from broker.runs.images import images_at_hand, references, resolve_images
+from broker.runs.priority import submission_nice
 from broker.runs.service import effective_spec, run_identity, stored_spec
 from broker.runs.states import JobState
 from broker.runs.tables import RunRow, SubmissionRow
@@ -64,7 +65,8 @@ def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan
         only = {job.component for job in attempt_jobs(session, run.id, run.attempt)}
         whole = len(only) == len(spec.components)
         outputs = {} if whole else _upstream_outputs(session, run, only)
-        cluster, identity = run.cluster, run_identity(run, username)
+        cluster, nice = run.cluster, submission_nice(run.priority, ctx.cluster(run.cluster).level_nice)
+        identity = replace(run_identity(run, username), nice=nice)
         resolved = Resolved.of(run.resolved) if run.resolved else None
     if resolved is None:
         resolved = _resolved_at_hand(ctx, run, spec) if at_hand else None

@@ -22,6 +22,7 @@ from broker.runs.accounts import account_for
 from broker.runs.events import emit
 from broker.runs.holding import begin_attempt, request_approval
 from broker.runs.ledger import admit_run
+from broker.runs.priority import RETRY_LEVEL, first_level
 from broker.runs.schemas import RunRequest, RunView
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import CounterRow, JobRow, RunHoldRow, RunRow
@@ -90,7 +91,7 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
             ]
             or None,
             priority_class=request.priority_class,
-            priority=request.priority,
+            priority=first_level(principal.role, request.priority_class, request.priority),
             attempt=1,
             created_at=now,
             updated_at=now,
@@ -296,7 +297,7 @@ def start_attempt(
         raise Conflict("Every component has completed; name in `components` what shall run again")
     wanted = {*roots, *failed, *descendants(spec, [*roots, *failed])}
     run.attempt += 1
-    run.phase, run.state = Phase.PREPARING, RunState.QUEUED
+    run.phase, run.state, run.priority = Phase.PREPARING, RunState.QUEUED, RETRY_LEVEL
     run.cancel_requested_at = run.cancelled_by = run.ended_at = run.error = run.error_code = None
     run.trouble = run.next_try_at = None
     run.tries = 0
