@@ -24,7 +24,8 @@ import broker.notifications.tables
 import broker.pipelines.tables
 import broker.queueing.tables
 import broker.quotas.tables
-import broker.runs.tables  # noqa: F401 - imported for their tables
+import broker.runs.tables
+import broker.tenancy.tables  # noqa: F401 - imported for their tables
 from broker.db import Base, Database
 from broker.errors import ConfigurationError
 

@@ -33,6 +33,7 @@ def create_app(ctx: Context) -> FastAPI:
     app.state.context = ctx
     app.state.threads = settings.api.threads
     app.state.throttle = LoginThrottle(ctx.db)
+from broker.tenancy.routes import router as tenancy_router
     signer = TokenSigner(load_key(settings.data_dir), settings.api.access_token_minutes)
     app.state.authenticator = Authenticator(ctx.db, signer)
     upload_limit = settings.api.max_body_mib << 20
@@ -80,3 +81,4 @@ def make_app() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = app.state.threads
     yield
+        tenancy_router,

@@ -15,6 +15,7 @@ from typing import TypeVar
 from broker.errors import BrokerError, OutcomeUnknown, Unreachable
 from broker.hosts import Host
 from broker.slurm import changes
+from broker.slurm.accounts import Manage, Membership, Memberships, QosLimits, QosLimitsList
 from broker.slurm.cluster import (
     AccountingFields,
     Capabilities,
@@ -102,6 +103,18 @@ class SlurmClient:
     def qos(self) -> tuple[Qos, ...]:
         """The classes of service and their limits."""
         return self._ask(QosList())[0]
+
+    def qos_limits(self) -> tuple[QosLimits, ...]:
+        """What each QOS lets its jobs do."""
+        return self._ask(QosLimitsList())[0]
+
+    def memberships(self) -> tuple[Membership, ...]:
+        """The accounts of this cluster and the people in them."""
+        return self._ask(Memberships(self.capabilities().config.cluster_name))[0]
+
+    def manage(self, words: Sequence[str]) -> str:
+        """One change to accounts, people or QOS (`Manage`); Slurm's words. Read back what came of it."""
+        return self._ask(Manage(tuple(words)))
 
     # ---- jobs -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from broker.slurm.accounts import Manage, Memberships, QosLimitsList
 from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import AccountingFields, ClusterVersion, Nodes, Partitions, Ping, ReadConfig, WhoAmI
 from broker.slurm.command import Command
@@ -35,5 +36,8 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "priorities": Priorities,
         "shares": Shares,
         "qos": QosList,
+        "qos_limits": QosLimitsList,
+        "memberships": Memberships,
+        "manage": Manage,
     }
 )

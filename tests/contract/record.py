@@ -208,6 +208,22 @@ def record_reads(rec: Recorder, since: datetime) -> None:
     rec.record("accounting_by_name", "accounting", fields=known, names=names, user="broker", since=since)
 
 
+def record_accounts(rec: Recorder) -> None:
+    """Accounts, people and QOS, by an Operator: it may change the first two."""
+    about = ("Cluster=dev", "Description=team-r", "Organization=broker")
+    limits = ("GrpTRES=gres/gpu=5", "GrpTRESRunMins=gres/gpu=6000", "GrpSubmitJobs=0", "DefaultQOS=training")
+    rec.record("manage", "manage", words=("add", "account", "team-r", *about, "Fairshare=3", *limits))
+    rec.record("manage_again", "manage", words=("add", "account", "team-r", *about))
+    rec.record(
+        "manage_denied", "manage", words=("modify", "qos", "where", "Name=training", "set", "Priority=5")
+    )
+    rec.record(
+        "manage_wrong", "manage", words=("modify", "account", "where", "Name=team-r", "set", "Colour=red")
+    )
+    rec.record("memberships", "memberships", cluster="dev")
+    rec.record("qos_limits", "qos_limits")
+
+
 def record_changes(rec: Recorder) -> None:
     ids, kim = rec.ids, rec.connect("kim")
     rec.record(
@@ -264,12 +280,16 @@ def record_trouble(rec: Recorder) -> None:
     rec.control("pause", "slurmdbd")
     rec.record("accounting_frozen", "accounting", fields=known, ids=tuple(rec.ids.values()))
     rec.control("resume", "slurmdbd")
+    rec.control("pause", "slurmdbd")
+    rec.record("manage_frozen", "manage", words=("add", "account", "team-s", "Cluster=dev"))
+    rec.control("resume", "slurmdbd")
     rec.root("pkill -KILL slurmdbd; pkill -KILL slurmctld; sleep 1")
     rec.record("queue_no_controller", "queue")
     rec.record("ping_no_controller", "ping")
     rec.record("control_no_controller", "control", changes=one)
     rec.record("cancel_no_controller", "cancel", ids=(rec.ids["child"],))
     rec.record("accounting_no_database", "accounting", fields=known, ids=tuple(rec.ids.values()))
+    rec.record("manage_no_database", "manage", words=("add", "account", "team-s", "Cluster=dev"))
 
 
 def main(suite: str) -> None:
@@ -278,6 +298,7 @@ def main(suite: str) -> None:
     try:
         prepare(rec)
         record_reads(rec, since)
+        record_accounts(rec)
         record_changes(rec)
         facts = {"ids": rec.ids, "names": NAMES, "since": since.isoformat()}
         (rec.folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")

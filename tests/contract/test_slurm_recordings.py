@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.errors import Unreachable
+from broker.errors import Denied, SlurmRefused, Unreachable
 from broker.hosts import Completed
 from broker.slurm import AccountingJob, QueueJob, ResultKind, SlurmState
 from broker.slurm.changes import Change
@@ -340,3 +340,34 @@ def test_priorities_leave_out_held_jobs_and_shares_form_a_tree(recorded: Recordi
     assert shares[0].account == "root"
     mine = [share for share in shares if (share.account, share.user) == ("default", "broker")]
     assert mine[0].raw_usage > 0
+
+
+# Accounts, people, classes
+
+
+def test_accounts_people_and_classes_are_read_with_their_limits(recorded: Recordings) -> None:
+    members, bad = recorded.parse("memberships")
+    assert bad == ()
+    [made] = [one for one in members if one.account == "team-r"]
+    assert (made.user, made.parent, made.shares, made.default_qos) == ("", "root", "3", "training")
+    assert (made.group_tres, made.group_running, made.group_submit) == ("gres/gpu=5", "gres/gpu=6000", 0)
+    people = {one.user for one in members if one.account == "team-a"}
+    assert people == {"", "broker", "kim", "lee"}
+    limits, bad = recorded.parse("qos_limits")
+    assert bad == ()
+    classes = {one.name: one for one in limits}
+    training, urgent = classes["training"], classes["urgent-inference"]
+    assert (training.priority, training.grace_s, training.max_wall_s) == (100, 120, 86400)
+    assert (urgent.max_wall_s, "training-approved" in urgent.preempts) == (None, True)
+
+
+def test_an_operator_changes_accounts_but_no_qos_and_slurms_words_are_kept(recorded: Recordings) -> None:
+    assert "team-r" in recorded.parse("manage")
+    recorded.parse("manage_again")  # made already: no failure
+    with pytest.raises(Denied, match="privilege"):
+        recorded.parse("manage_denied")
+    with pytest.raises(SlurmRefused, match="Colour"):
+        recorded.parse("manage_wrong")
+    for name in ("manage_frozen", "manage_no_database"):
+        with pytest.raises(Unreachable):
+            recorded.parse(name)
