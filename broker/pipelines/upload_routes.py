@@ -19,7 +19,14 @@ from broker.identity import Permission, Principal
 from broker.pipelines.archives import CHUNK
 from broker.pipelines.schemas import UploadView
 from broker.pipelines.tables import UploadRow
-from broker.pipelines.uploads import find_upload, mark_stored, receive, scratch_file, store_upload
+from broker.pipelines.uploads import (
+    find_upload,
+    mark_stored,
+    receive,
+    refuse_beyond_quota,
+    scratch_file,
+    store_upload,
+)
 
 router = APIRouter(prefix="/uploads", tags=["uploads"])
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -56,6 +63,8 @@ async def upload_code(
     Links, devices, paths that lead out of the archive and the like are refused; a body that is too large is
     cut off while it arrives.
     """
+    if idempotency_key is None:  # with a key it may be a repetition, whose answer is known
+        await run_in_threadpool(refuse_beyond_quota, ctx, principal)
     with scratch_file(ctx) as file:
         try:
             sha256, size = await receive(_archive(request), file)

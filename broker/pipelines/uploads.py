@@ -13,10 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from broker.audit import record
 from broker.context import Context
 from broker.db import new_id, utcnow
-from broker.errors import NotFound
+from broker.errors import BrokerError, NotFound
 from broker.identity import Principal
 from broker.pipelines.archives import CHUNK, repack
 from broker.pipelines.tables import UploadRow
+from broker.quotas.service import check_upload, count_upload
 
 
 def scratch_file(ctx: Context) -> IO[bytes]:
@@ -47,7 +48,11 @@ def _drain(pending: bytearray, file: IO[bytes], hasher: hashlib._Hash) -> int:
 
 
 def store_upload(ctx: Context, principal: Principal, file: IO[bytes], sha256: str, size: int) -> UploadRow:
-    """Check, repack and store what was received. The row is written first, marked stored at the end."""
+    """Check, repack and store what was received. The row is written first, marked stored at the end.
+
+    Raises `LimitReached` when the tenant has no room for it; one that can't be stored counts for nothing.
+    """
+    quotas = ctx.settings.quotas
     with scratch_file(ctx) as packed:
         files = repack(file, packed)
         packed.seek(0)
@@ -70,16 +75,28 @@ def store_upload(ctx: Context, principal: Principal, file: IO[bytes], sha256: st
             created_at=utcnow(),
         )
         with ctx.db.write() as session:
+            count_upload(session, quotas, row.tenant, size, row.created_at)
             session.add(row)
         packed.seek(0)
-        ctx.objects.upload_stream(
-            row.object_key,
-            packed,
-            size_hint=object_size,
-            content_type="application/gzip",
-            expected_sha256=row.object_sha256,
-        )
+        try:
+            ctx.objects.upload_stream(
+                row.object_key,
+                packed,
+                size_hint=object_size,
+                content_type="application/gzip",
+                expected_sha256=row.object_sha256,
+            )
+        except BrokerError:
+            with ctx.db.write() as session:
+                count_upload(session, quotas, row.tenant, -size, row.created_at)
+            raise
     return row
+
+
+def refuse_beyond_quota(ctx: Context, principal: Principal) -> None:
+    """Raise `LimitReached` when nothing has room any more: an upload's own size is known at its end."""
+    with ctx.db.read() as session:
+        check_upload(session, ctx.settings.quotas, principal.tenant, 1, utcnow())
 
 
 def mark_stored(session: Session, principal: Principal, upload_id: str) -> UploadRow:

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker.db.locks import exclusive
-from broker.quotas.ledger import Charge, Reserved, charges, committed, hours, over
+from broker.quotas.ledger import Charge, Reserved, charges, committed, hours, knows_end, over
 from broker.quotas.periods import moment_text, month_of, next_month
 from broker.quotas.service import Resource, quota_of, tell
 from broker.quotas.tables import ChargeRow, ReservationRow
@@ -123,19 +123,21 @@ def settle(
     attempts: Sequence[AccountingJob],
     *,
     restarts: int,
+    began: datetime | None,
     ended: bool,
     now: datetime,
 ) -> bool:
     """Charge the attempts (oldest first) that are over, each once; when the job has ended, close its account.
 
-    `restarts`: how often the job was put back into the queue: so many attempts, and one, accounting has to
-    know to be believed. False: the account stays open. The caller has locked the tenant's ledger.
+    `restarts`, `began`: how often the job was put back into the queue, and when it began last. Accounting has
+    to know so many attempts, and one, and an end after that, to be believed: it may be told late. False: the
+    account stays open. The caller has locked the tenant's ledger.
     """
     for attempt in attempts:
         for charge in charges(attempt, reservation.gpus):
             _charge(session, reservation, attempt.job_id, charge, "sacct", now)
     ends = sum(map(over, attempts))
-    closed = ended and ends > restarts and over(attempts[-1])
+    closed = ended and ends > restarts and over(attempts[-1]) and knows_end(attempts, began)
     reservation.settled_at = now if closed else None
     reservation.restarts = restarts if closed else min(restarts, ends)
     return closed

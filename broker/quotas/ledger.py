@@ -91,6 +91,11 @@ def over(attempt: AccountingJob) -> bool:
     return attempt.end is not None and (attempt.state.pending or not attempt.state.active)
 
 
+def knows_end(attempts: Iterable[AccountingJob], began: datetime | None) -> bool:
+    """Whether accounting has the end of what began then."""
+    return any(began is None or (attempt.end is not None and attempt.end >= began) for attempt in attempts)
+
+
 def observed(
     submitted_at: datetime, started_at: datetime | None, ended_at: datetime, gpus: int, limit_s: int
 ) -> list[Charge]:

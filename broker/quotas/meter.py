@@ -103,10 +103,12 @@ class ApiMeter:
                     (tenant, day): count_calls(session, self._settings, tenant, day, calls)
                     for tenant, day, calls in sorted(taken)
                 }
-        except SQLAlchemyError as error:
-            log.warning("calls_not_written", detail=str(error))
+        except Exception as error:
             with self._lock:
                 self._late += taken
+            if not isinstance(error, SQLAlchemyError):
+                raise
+            log.warning("calls_not_written", detail=str(error))
             return
         with self._lock:
             for (tenant, day), total in sums.items():

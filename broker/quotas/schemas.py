@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, Field
@@ -76,10 +77,4 @@ class UsageView(BaseModel):
     gpu_seconds: int
     upload_gb: float
     api_calls: dict[str, int] = Field(description="By day")
-    users: list[UserUsage] = Field(description="Most first")
-
-
-class UsageQuery(BaseModel):
-    """Which month."""
-
-    month: str | None = Field(None, max_length=7, description="`2026-11`; the present one if unset")
+    users: Sequence[UserUsage] = Field(description="Most first")

@@ -7,7 +7,7 @@ for their tenant's quota go on when there is room.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from broker.identity import Principal
 from broker.identity.tables import UserRow
 from broker.quotas import accounts
 from broker.quotas.accounts import Want
-from broker.quotas.ledger import attempts_of, observed
+from broker.quotas.ledger import attempts_of, knows_end, observed
 from broker.quotas.limits import check_times, max_run_hours
 from broker.quotas.service import admit, lock_user, quota_of
 from broker.quotas.tables import ReservationRow
@@ -106,13 +106,13 @@ def reserve_or_hold(ctx: Context, session: Session, run: RunRow, jobs: Iterable[
 
     The caller has locked the run. Repeating it changes nothing.
     """
-    reason = _reserve(ctx, session, run, wants_of(jobs))
+    reason = _reserve(ctx, session, run, wants_of(jobs), utcnow())
     if reason is not None and add_hold(session, run, "quota", reason):
         emit(session, run, "run_waits_for_quota", reason=reason)
     return reason is None
 
 
-def _reserve(ctx: Context, session: Session, run: RunRow, wants: Sequence[Want]) -> str | None:
+def _reserve(ctx: Context, session: Session, run: RunRow, wants: Sequence[Want], now: datetime) -> str | None:
     return accounts.reserve(
         session,
         ctx.settings.quotas,
@@ -121,15 +121,17 @@ def _reserve(ctx: Context, session: Session, run: RunRow, wants: Sequence[Want])
         cluster=run.cluster,
         run_id=run.id,
         wants=wants,
-        now=utcnow(),
+        now=now,
     )
 
 
 class Bookkeeper:
     """Keeps the ledger of one cluster. Used by one thread."""
 
-    def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
-        self._ctx, self._cluster, self._lease = ctx, cluster, lease
+    def __init__(
+        self, ctx: Context, cluster: str, lease: Lease, clock: Callable[[], datetime] = utcnow
+    ) -> None:
+        self._ctx, self._cluster, self._lease, self._clock = ctx, cluster, lease, clock
 
     def tick(self) -> None:
         """Settle what can be settled, then let go on what has room. Raises what accounting answers with."""
@@ -178,7 +180,7 @@ class Bookkeeper:
                 row.started_at = begun[row.job_id]
 
     def _write(self, due: Sequence[tuple[ReservationRow, JobRow]], rows: Sequence[AccountingJob]) -> None:
-        now = utcnow()
+        now = self._clock()
         with self._ctx.db.write() as session:
             self._lease.confirm(session)
             tenants = sorted({row.tenant for row, _ in due})
@@ -188,10 +190,17 @@ class Bookkeeper:
                 row = session.get_one(ReservationRow, seen.job_id)
                 since = (job.submitted_at or row.reserved_at) - CLOCK_SKEW
                 attempts = attempts_of(rows, job.slurm_job_id or 0, since)
+                ended = _ended(job)
                 closed = accounts.settle(
-                    session, row, attempts, restarts=job.restarts, ended=_ended(job), now=now
+                    session,
+                    row,
+                    attempts,
+                    restarts=job.restarts,
+                    began=job.started_at,
+                    ended=ended,
+                    now=now,
                 )
-                if not closed and _ended(job) and _no_hope(job, now):
+                if not closed and ended and _no_hope(job, now):
                     _settle_observed(session, row, job, attempts, now)
             session.flush()
             for tenant in tenants:
@@ -209,7 +218,7 @@ class Bookkeeper:
                 if run.cancel_requested_at is not None:
                     continue
                 wants = wants_of(attempt_jobs(session, run.id, run.attempt))
-                if _reserve(self._ctx, session, run, wants) is None:
+                if _reserve(self._ctx, session, run, wants, self._clock()) is None:
                     lift_hold(session, run, "quota")
                     lifted = True
         if lifted:
@@ -224,7 +233,7 @@ class Bookkeeper:
             .where(RunRow.cluster == self._cluster, RunHoldRow.kind == "quota", RunRow.id.not_in(others))
             .order_by(RunRow.number)
         )
-        now = utcnow()
+        now = self._clock()
         with self._ctx.db.read() as session:
             return [run.id for run in session.scalars(query) if self._fits(session, run, now)]
 
@@ -254,10 +263,9 @@ def _settle_observed(
     """Close an account that accounting leaves open: the last attempt by what was seen of it, if accounting
     has no end of it; under accounting's submit time if it has one.
     """
-    began, charges = job.started_at, []
-    known = any(began is None or (attempt.end is not None and attempt.end >= began) for attempt in attempts)
-    if job.slurm_job_id is not None and not known:
+    charges = []
+    if job.slurm_job_id is not None and not knows_end(attempts, job.started_at):
         going_on = attempts[-1].submit if attempts and attempts[-1].end is None else None
         submit = going_on or job.submitted_at or row.reserved_at
-        charges = observed(submit, began, job.ended_at or now, row.gpus, row.limit_s)
+        charges = observed(submit, job.started_at, job.ended_at or now, row.gpus, row.limit_s)
     accounts.settle_observed(session, row, job.slurm_job_id or 0, job.restarts, charges, now)
