@@ -106,7 +106,7 @@ def _compare(ctx: Context, cluster: str, adopt: Collection[str] = ()) -> _Compar
         ours = _known(session, cluster, there)
         wanted = _wanted(ctx, session, settings, slurm, there)
     gone = [key for key in ours if key.kind == "user" and key in there and key not in wanted]
-    wanted |= dict.fromkeys(gone, {"MaxSubmitJobs": "0"})
+    wanted |= {key: {"MaxSubmitJobs": "0"} for key in gone}
     name = slurm.capabilities().config.cluster_name
     return _Compared(name, plan(wanted, there, ours, name, adopt), there)
 
