@@ -15,8 +15,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import broker.api.idempotency
+import broker.approvals.tables
 import broker.audit.tables
 import broker.db.leases
+import broker.identity.oidc_tables
 import broker.identity.tables
 import broker.identity.throttle
 import broker.models.tables
@@ -28,6 +30,7 @@ import broker.runs.tables
 import broker.tenancy.tables  # noqa: F401 - imported for their tables
 from broker.db import Base, Database
 from broker.errors import ConfigurationError
+from broker.identity.tenants import ensure_tenants
 
 metadata = Base.metadata
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -73,5 +76,6 @@ def upgrade(db: Database) -> tuple[str | None, str | None]:
         made = config()
         made.attributes["connection"] = connection
         command.upgrade(made, "head")
+        ensure_tenants(connection)
         after = MigrationContext.configure(connection).get_current_revision()
     return before, after

@@ -200,12 +200,58 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: a free one")
-    access_token_minutes: float = Field(60, gt=0, description="Life of an access token (JWT)")
+    access_token_minutes: float = Field(15, gt=0, description="Life of an access token (JWT)")
+    session_days: float = Field(
+        30, gt=0, description="Life of a login: how long refresh tokens give new access tokens"
+    )
+    key_days: int = Field(90, ge=1, description="Life of an API key that does not name its own")
+    key_days_max: int = Field(366, ge=1, description="Longest life of an API key")
     max_body_mib: int = Field(256, ge=1, description="Largest request body (uploaded code)")
     threads: int = Field(40, ge=4, description="Requests handled at once")
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses of reverse proxies whose `X-Forwarded-For` tells the client's address"
     )
+
+
+RoleName = Literal["admin", "tenant_admin", "internal", "researcher", "viewer"]
+
+
+class OidcSettings(_Section):
+    """Single sign-on through an OpenID Connect provider. Off without `issuer`."""
+
+    issuer: str | None = Field(
+        None,
+        pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$))",
+        description="The provider, exactly as it calls itself; https, but for one on this machine",
+    )
+    name: str = Field("single sign-on", max_length=64, description="The provider's name for people")
+    client_id: str = Field("broker", description="The broker's own name at the provider")
+    client_secret_file: SecretFile | None = Field(
+        None, description="File (0600) with the client's secret; unset: a public client, PKCE alone"
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#]+$",
+        description="The broker's address as browsers see it; the provider must know "
+        "`PUBLIC_URL/api/v1/auth/oidc/callback` as this client's redirect URI",
+    )
+    scopes: tuple[str, ...] = Field(("openid", "profile", "email"), description="Scopes asked for")
+    username_claim: str = Field(
+        "preferred_username", description="Claim with the user name of a new account; `a.b` looks into `a`"
+    )
+    groups_claim: str = Field(
+        "groups", description="Claim with the groups; Keycloak's roles: `realm_access.roles`"
+    )
+    roles: dict[str, RoleName] = Field({}, description="Group → role; of several the strongest counts")
+    tenants: dict[str, str] = Field({}, description="Group → tenant; of several the first one here counts")
+    default_role: RoleName | None = Field(None, description="Role without such a group; unset: no access")
+    default_tenant: str = Field("default", description="Tenant without such a group")
+    link_by_username: bool = Field(
+        False,
+        description="Whether the first sign-on takes over an unlinked account of the same name; "
+        "only where nobody chooses a name at the provider",
+    )
+    timeout_s: float = Field(10, gt=0, description="How long the provider may take to answer")
 
 
 class ApprovalSettings(_Section):
@@ -309,6 +355,7 @@ class Settings(BaseSettings):
     clusters: dict[str, ClusterSettings] = Field({}, description="Clusters by name")
     s3: S3Settings = Field(default_factory=S3Settings, description="Object store")
     api: ApiSettings = Field(default_factory=ApiSettings, description="REST server")
+    oidc: OidcSettings = Field(default_factory=OidcSettings, description="Single sign-on")
     quotas: QuotaSettings = Field(default_factory=QuotaSettings, description="Quotas and limits")
     notifications: NotificationSettings = Field(
         default_factory=NotificationSettings, description="Telling people"

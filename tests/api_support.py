@@ -20,11 +20,14 @@ from broker.context import Context
 from broker.db import Database
 from broker.identity import SYSTEM, Role
 from broker.identity.passwords import hash_password
-from broker.identity.schemas import UserCreate
+from broker.identity.schemas import TenantCreate, UserCreate
 from broker.identity.service import create_user
+from broker.identity.tables import TenantRow
+from broker.identity.tenants import create_tenant
 from broker.logging import configure_logging
 from broker.objects import ObjectStore, S3Config
 from broker.settings import Settings
+from tests.harness.product import UNLIMITED
 
 configure_logging("json", "error")
 
@@ -92,7 +95,11 @@ def context(
     folder.mkdir(parents=True, exist_ok=True)
     if url is None:
         shutil.copy(_template(), folder / "broker.sqlite3")
-    defaults: dict[str, Any] = {"clusters": {"main": {"transport": "local"}}, "data_dir": folder}
+    defaults: dict[str, Any] = {
+        "clusters": {"main": {"transport": "local"}},
+        "data_dir": folder,
+        "quotas": UNLIMITED,
+    }
     made = Settings(**(defaults | {"database_url": url} | settings))
     db = Database(made.sqlalchemy_url)
     if url is not None:
@@ -116,8 +123,14 @@ class Api:
     def add(
         self, username: str, role: Role = Role.RESEARCHER, tenant: str = "default", *, fresh: bool = False
     ) -> str:
-        """Make an account with PASSWORD (one that must not be changed first, unless `fresh`); its id."""
+        """Make an account with PASSWORD (one that must not be changed first, unless `fresh`); its id.
+
+        Its tenant is made with it when there is none of that name.
+        """
         with self.ctx.db.write() as session:
+            if session.get(TenantRow, tenant) is None:
+                create_tenant(session, SYSTEM, TenantCreate(name=tenant))
+                session.flush()
             wanted = UserCreate(username=username, role=role, tenant=tenant)
             user = create_user(session, SYSTEM, wanted, password_hash())
             user.must_change_password = fresh

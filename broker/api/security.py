@@ -21,14 +21,16 @@ from starlette.concurrency import run_in_threadpool
 from broker.context import Context
 from broker.errors import Denied, Problem, Unauthenticated
 from broker.identity import Permission, Principal
+from broker.identity.permissions import ALLOWED
 from broker.identity.sessions import Account, Authenticator
 from broker.identity.throttle import LoginThrottle
+from broker.quotas.meter import ApiMeter
 
 bearer = HTTPBearer(
     auto_error=False,
-    bearerFormat="JWT",
+    bearerFormat="JWT or API key",
     scheme_name="token",
-    description="A token of `POST /api/v1/auth/login`",
+    description="A token of `POST /api/v1/auth/login`, or an API key of `POST /api/v1/keys`",
 )
 _MARK = "broker_permission"
 PUBLIC = "public"
@@ -52,18 +54,26 @@ async def get_throttle(request: Request) -> LoginThrottle:
     return throttle
 
 
+async def get_meter(request: Request) -> ApiMeter:
+    """The application's counter of API calls."""
+    meter: ApiMeter = request.app.state.meter
+    return meter
+
+
 Ctx = Annotated[Context, Depends(get_context)]
 Auth = Annotated[Authenticator, Depends(get_authenticator)]
 Throttle = Annotated[LoginThrottle, Depends(get_throttle)]
+Calls = Annotated[ApiMeter, Depends(get_meter)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 
 
 def requires(permission: Permission) -> Callable[..., Awaitable[Principal]]:
     """A dependency that gives the `Principal`, or ends the request with 401 or 403."""
 
-    async def caller(authenticator: Auth, credentials: Credentials) -> Principal:
+    async def caller(authenticator: Auth, meter: Calls, credentials: Credentials) -> Principal:
         account = await authenticated(authenticator, credentials)
         check(account, permission)
+        await count(meter, account.principal, permission)
         return account.principal
 
     setattr(caller, _MARK, permission)
@@ -109,8 +119,24 @@ def check(account: Account, permission: Permission) -> None:
     if account.must_change_password and permission is not Permission.ACCOUNT:
         detail = "The password was for one use: choose your own first (POST /api/v1/auth/password)"
         raise Denied(detail, problems=[Problem("", "password_change_required", detail)])
-    if not account.principal.can(permission):
-        raise Denied(f"The role {account.principal.role} may not do this ({permission}): ask an admin")
+    principal = account.principal
+    if permission in ALLOWED[principal.role] and not principal.can(permission):
+        raise Denied(f"This API key was not given {permission}: make one that has it, or log in")
+    if not principal.can(permission):
+        raise Denied(f"The role {principal.role} may not do this ({permission}): ask an admin")
+
+
+async def count(meter: ApiMeter, principal: Principal, permission: Permission) -> None:
+    """Count an API call of the caller's tenant; raises `LimitReached` when the day's are used up.
+
+    An admin's pass nevertheless (who else would raise the quota), as do those that show it.
+    """
+    if not meter.knows(principal.tenant):
+        await run_in_threadpool(meter.load, principal.tenant)
+    meter.count(principal.tenant, always=principal.is_admin or permission in _ALWAYS)
+
+
+_ALWAYS = frozenset({Permission.ACCOUNT, Permission.QUOTAS_READ})
 
 
 def declared_permission(route: RouteContext) -> Permission | str | None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from broker.audit import Actor, record
+from broker.audit import record
 from broker.db import Database, new_id, utcnow
 from broker.db.locks import exclusive
 from broker.errors import Conflict, InvalidRequest, NotFound, Problem, Unauthenticated
+from broker.identity.authority import check_authority
 from broker.identity.passwords import (
     check_new_password,
     hash_password,
@@ -21,14 +22,24 @@ from broker.identity.passwords import (
 )
 from broker.identity.permissions import SYSTEM, Principal, Role
 from broker.identity.schemas import UserChange, UserCreate
-from broker.identity.tables import UserRow
+from broker.identity.tables import ApiKeyRow, SessionRow, UserRow
+from broker.identity.tenants import check_tenant, may_enter
 from broker.identity.throttle import LoginThrottle
 from broker.identity.tokens import write_private
 
 FIRST_ADMIN = "admin"
 FIRST_ADMIN_FILE = "first-admin-password"
 _ADMINS = "admins"  # name of the lock under which the number of admins may shrink or begin
-_SHOWN = ("username", "display_name", "role", "tenant", "active", "must_change_password", "unix_account")
+_SHOWN = (
+    "username",
+    "display_name",
+    "role",
+    "tenant",
+    "active",
+    "must_change_password",
+    "unix_account",
+    "max_training_hours",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +61,15 @@ def authenticate(
     with throttle.attempt(username, address) as fits:
         with db.read() as session:
             user = session.scalar(select(UserRow).where(UserRow.username == username))
+            welcome = user is not None and may_enter(session, user)
         good = verify_password(password, user.password_hash if user else None)
         if good:
             fits()
         if user is not None:
             with db.write() as session:
-                action = "auth.login" if good and user.active else "auth.login_failed"
+                action = "auth.login" if good and welcome else "auth.login_failed"
                 record(session, user.principal(), action, "user", user.id, None, None)
-    if user is None or not good or not user.active:
+    if user is None or not good or not welcome:
         raise Unauthenticated("User name and password do not fit together, or the account is not active")
     return user
 
@@ -65,7 +77,7 @@ def authenticate(
 def change_password(
     db: Database, throttle: LoginThrottle, principal: Principal, old: str, new: str
 ) -> UserRow:
-    """Change one's own password; every token given out before is withdrawn."""
+    """Change one's own password; every login given out before ends. API keys stay: programs go on."""
     check_new_password(new, principal.username)
     if old == new:
         raise InvalidRequest(
@@ -90,14 +102,19 @@ def change_password(
             raise Conflict("The password was changed meanwhile: log in again")
         before = shown(user)
         _set_password(user, hashed, must_change=False)
+        user.token_version += 1
         record(session, principal, "user.password", "user", user.id, before, shown(user))
         return user
 
 
-def create_user(session: Session, principal: Actor, wanted: UserCreate, hashed: str) -> UserRow:
+def create_user(session: Session, principal: Principal, wanted: UserCreate, hashed: str) -> UserRow:
     """Add an account whose password (given as hash) must be changed at the first login."""
+    check_authority(principal, None, wanted.model_dump())
+    tenant = wanted.tenant or principal.tenant
+    check_tenant(session, principal, tenant)
     if session.scalar(select(UserRow.id).where(UserRow.username == wanted.username)):
         raise Conflict(f"There is a user {wanted.username!r} already: choose another name")
+    _check_unix_account(session, None, wanted.unix_account)
     now = utcnow()
     user = UserRow(
         id=new_id("us"),
@@ -105,7 +122,9 @@ def create_user(session: Session, principal: Actor, wanted: UserCreate, hashed: 
         display_name=wanted.display_name,
         password_hash=hashed,
         role=wanted.role,
-        tenant=wanted.tenant,
+        tenant=tenant,
+        unix_account=wanted.unix_account,
+        max_training_hours=wanted.max_training_hours,
         active=True,
         must_change_password=True,
         token_version=1,
@@ -118,33 +137,50 @@ def create_user(session: Session, principal: Actor, wanted: UserCreate, hashed: 
 
 
 def change_user(
-    session: Session, principal: Actor, user: UserRow, change: UserChange, hashed: str | None
+    session: Session, principal: Principal, user: UserRow, change: UserChange, hashed: str | None
 ) -> None:
-    """Apply the fields that were sent. Deactivation and a new password withdraw the account's tokens."""
+    """Apply the fields that were sent. Deactivation and a new password end all that the account had open."""
     before = shown(user)
-    fields = change.model_dump(exclude_unset=True, exclude={"password"})
-    if empty := [name for name, value in fields.items() if value is None and name != "unix_account"]:
-        raise InvalidRequest(
-            "A field can't be emptied",
-            problems=[
-                Problem(f"/{name}", "missing", "Give a value or leave the field out") for name in empty
-            ],
-        )
-    if fields.get("unix_account") == "root":
-        raise InvalidRequest(
-            "Nobody runs jobs as root",
-            problems=[Problem("/unix_account", "unix_account", "Name an account with a uid of 1000 or more")],
-        )
+    fields = change.sent("unix_account", "max_training_hours")
+    fields.pop("password", None)
+    check_authority(principal, Role(user.role), fields)
+    if fields.get("tenant", user.tenant) != user.tenant:
+        check_tenant(session, principal, fields["tenant"])
+    _check_unix_account(session, user, fields.get("unix_account"))
     for name, value in fields.items():
         setattr(user, name, value)
     if hashed is not None:
         _set_password(user, hashed, must_change=True)
-    if before["active"] and not user.active:
-        user.token_version += 1
+    if hashed is not None or (before["active"] and not user.active):
+        withdraw(session, user)
     if before["active"] and before["role"] == Role.ADMIN:
         _keep_an_admin(session)
     user.updated_at = utcnow()
     record(session, principal, "user.change", "user", user.id, before, shown(user))
+
+
+def withdraw(session: Session, user: UserRow) -> None:
+    """End everything the account has open, at once: access tokens, sessions and API keys."""
+    user.token_version += 1
+    session.execute(delete(SessionRow).where(SessionRow.user_id == user.id))
+    session.execute(delete(ApiKeyRow).where(ApiKeyRow.user_id == user.id))
+
+
+def _check_unix_account(session: Session, user: UserRow | None, name: str | None) -> None:
+    """Raise `InvalidRequest` for root, and for an account that acts for somebody else already.
+
+    Two people with one Unix account could read and cancel each other's jobs.
+    """
+    if name is None or (user is not None and user.unix_account == name):
+        return
+    exclusive(session, "unix accounts")
+    other = session.scalar(select(UserRow.username).where(UserRow.unix_account == name))
+    if name == "root":
+        detail = "Nobody runs jobs as root: name an account with a uid of 1000 or more"
+        raise InvalidRequest(detail, problems=[Problem("/unix_account", "unix_account", detail)])
+    if other is not None:
+        detail = f"The Unix account {name!r} is {other}'s: two people would see each other's files"
+        raise InvalidRequest(detail, problems=[Problem("/unix_account", "unix_account_taken", detail)])
 
 
 def _keep_an_admin(session: Session) -> None:
@@ -158,7 +194,6 @@ def _keep_an_admin(session: Session) -> None:
 def _set_password(user: UserRow, hashed: str, *, must_change: bool) -> None:
     user.password_hash = hashed
     user.must_change_password = must_change
-    user.token_version += 1
     user.updated_at = utcnow()
 
 
@@ -166,6 +201,20 @@ def find_user(session: Session, user_id: str) -> UserRow:
     """The account with this id or user name."""
     user = session.get(UserRow, user_id) or session.scalar(select(UserRow).where(UserRow.username == user_id))
     if user is None:
+        raise NotFound(f"There is no user {user_id!r}")
+    return user
+
+
+def visible_people(principal: Principal) -> Select[UserRow]:
+    """The accounts that `principal` looks after: one tenant's; an admin's are all."""
+    query = select(UserRow)
+    return query if principal.is_admin else query.where(UserRow.tenant == principal.tenant)
+
+
+def find_person(session: Session, principal: Principal, user_id: str) -> UserRow:
+    """The account with this id or user name, if `principal` looks after its tenant; raises `NotFound`."""
+    user = find_user(session, user_id)
+    if not principal.governs(user.tenant):
         raise NotFound(f"There is no user {user_id!r}")
     return user
 
@@ -211,6 +260,7 @@ def reset_admin(db: Database, data_dir: Path, username: str = FIRST_ADMIN) -> On
             before = shown(user)
             user.role, user.active = Role.ADMIN, True
             _set_password(user, hashed, must_change=True)
+            withdraw(session, user)
             record(session, SYSTEM, "user.reset_admin", "user", user.id, before, shown(user))
         return _write_once(data_dir, username, password)
 

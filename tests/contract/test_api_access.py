@@ -48,6 +48,8 @@ def test_only_these_routes_are_open_to_all():
         "/healthz",
         "/readyz",
         "/api/v1/auth/login",
+        "/api/v1/auth/refresh",
+        "/api/v1/auth/logout",
     }
 
 

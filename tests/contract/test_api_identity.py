@@ -22,7 +22,7 @@ def login(api, username, password=PASSWORD):
 
 def test_login_gives_a_token_that_works(api):
     answer = login(api, "ann").json()
-    assert answer["token_type"] == "bearer" and answer["expires_in"] == 3600
+    assert answer["token_type"] == "bearer" and answer["expires_in"] == 900
     api.tokens["here"] = answer["access_token"]
     me = api.call("GET", "/auth/me", "here").json()
     assert (me["username"], me["role"]) == ("ann", "researcher")
