@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Serve `app` on a free port of 127.0.0.1; its address."""
-    with listen("127.0.0.1", 0) as listener:
+def serving(app: Any, opened: socket.socket | None = None) -> Iterator[str]:
+    """Serve `app` on a listening socket, else on a free port of 127.0.0.1; its address."""
+    with opened or listen("127.0.0.1", 0) as listener:
         server = _Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
         thread.start()

@@ -302,6 +302,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("delivery_id", "number", name=op.f("pk_delivery_attempts")),
     )
     op.create_table(
+        "approval_decisions",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("run_id", sa.String(length=32), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("decision", sa.String(length=16), nullable=False),
+        sa.Column("plan_hash", sa.String(length=80), nullable=True),
+        sa.Column("comment", sa.String(), nullable=False),
+        sa.Column("decided_by", sa.String(length=32), nullable=True),
+        sa.Column("decided_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["decided_by"], ["users.id"], name=op.f("fk_approval_decisions_decided_by_users")
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_approval_decisions_run_id_runs")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_approval_decisions")),
+    )
+    with op.batch_alter_table("approval_decisions", schema=None) as batch_op:
+        batch_op.create_index("ix_approval_decisions_run_id", ["run_id"], unique=False)
+
+    op.create_table(
         "run_priorities",
         sa.Column("run_id", sa.String(length=32), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
@@ -380,6 +399,10 @@ def downgrade() -> None:
         batch_op.drop_column("tenant")
 
     op.drop_table("run_priorities")
+    with op.batch_alter_table("approval_decisions", schema=None) as batch_op:
+        batch_op.drop_index("ix_approval_decisions_run_id")
+
+    op.drop_table("approval_decisions")
     op.drop_table("delivery_attempts")
     with op.batch_alter_table("user_identities", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_user_identities_user_id"))
