@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from broker import __version__
-from broker.cli import admin, audit, auth, clusters, models, pipelines, runs, server
+from broker.cli import admin, audit, auth, clusters, models, notifications, pipelines, quotas, runs, server
 from broker.cli.output import message, report
 from broker.errors import BrokerError
 
@@ -57,6 +57,8 @@ app.add_typer(models.app)
 admin.register(app)
 clusters.register(app)
 app.add_typer(audit.app)
+notifications.register(app)
+quotas.register(app)
 server.register(app)
 
 

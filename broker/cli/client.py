@@ -11,6 +11,7 @@ import httpx
 
 from broker import __version__
 from broker.cli import credentials
+from broker.cli.renewal import Renewing
 from broker.errors import (
     BrokerError,
     OutcomeUnknown,
@@ -34,12 +35,20 @@ class Api:
     pauses_s: Sequence[float] = _PAUSES_S
     """Before each repetition of a request whose answer was lost."""
 
-    def __init__(self, server: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        server: str,
+        token: str | None,
+        transport: httpx.BaseTransport | None = None,
+        auth: httpx.Auth | None = None,
+    ) -> None:
         self.server = server
         headers = {"Accept": "application/json", "User-Agent": f"broker-cli/{__version__}"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx.Client(base_url=server, headers=headers, timeout=_TIMEOUT, transport=transport)
+        self._http = httpx.Client(
+            base_url=server, headers=headers, timeout=_TIMEOUT, transport=transport, auth=auth
+        )
 
     def __enter__(self) -> Api:
         return self
@@ -78,6 +87,14 @@ class Api:
     def patch(self, path: str, body: Any, *, etag: str | None = None) -> Any:
         """Change something; with `etag` only if it is still what was read."""
         return self._changed("PATCH", path, body, None, {"If-Match": etag} if etag else {}, repeatable=False)
+
+    def put(self, path: str, body: Any, *, etag: str | None = None) -> Any:
+        """Put something in the place of what is there: asking twice is as good as once.
+
+        With `etag` only if it is still what was read, and then asked once.
+        """
+        headers = {"If-Match": etag} if etag else {}
+        return self._changed("PUT", path, body, None, headers, repeatable=etag is None)
 
     def delete(self, path: str) -> Any:
         """Delete something."""
@@ -226,4 +243,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 def connect(server: str | None = None) -> Api:
     """A client of the server in question, with the stored token; raises `Unauthenticated` without one."""
     url = credentials.server_url(server)
-    return Api(url, credentials.find(url).token)
+    credential = credentials.find(url)
+    if credential.refresh_token is None:
+        return Api(url, credential.token)
+    return Api(url, None, auth=Renewing(url, credential))

@@ -34,7 +34,7 @@ class QuotaView(BaseModel):
     """A tenant's quota and what is used of it. Its `ETag` is `version`."""
 
     tenant: str
-    own: list[str] = Field(description="Numbers that are the tenant's own, not the settings'")
+    own: QuotaChange = Field(description="The tenant's own numbers; null: the setting's")
     api_calls: Meter
     gpu_hours: Meter
     upload_gb: Meter

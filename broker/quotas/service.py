@@ -54,7 +54,7 @@ class Quota:
     upload_bytes: int
     max_gpus: int | None
     version: int
-    own: frozenset[str]
+    own: QuotaChange
 
     def limit(self, resource: Resource) -> int:
         """The limit in the unit that is counted."""
@@ -68,17 +68,16 @@ class Quota:
 def quota_of(session: Session, settings: QuotaSettings, tenant: str) -> Quota:
     """A tenant's quota: its own numbers, else the settings'. A tenant without a row has version 0."""
     row = session.get(QuotaRow, tenant)
-    fields = ("api_calls_per_day", "gpu_hours_per_month", "upload_gb_per_month")
-    own = {name: value for name in fields if (value := getattr(row, name, None)) is not None}
-    numbers = {name: own.get(name, getattr(settings, name)) for name in fields}
+    own = QuotaChange(**{name: getattr(row, name, None) for name in QuotaChange.model_fields})
+    numbers = settings.model_dump() | own.model_dump(exclude_none=True)
     return Quota(
         tenant=tenant,
-        api_calls=int(numbers["api_calls_per_day"]),
+        api_calls=numbers["api_calls_per_day"],
         gpu_seconds=round(numbers["gpu_hours_per_month"] * HOUR_S),
         upload_bytes=round(numbers["upload_gb_per_month"] * GIB),
-        max_gpus=row.max_gpus if row else None,
+        max_gpus=own.max_gpus,
         version=row.row_version if row else 0,
-        own=frozenset(own),
+        own=own,
     )
 
 

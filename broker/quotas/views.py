@@ -25,7 +25,7 @@ def view_quota(session: Session, settings: QuotaSettings, tenant: str, now: date
     meters = {resource: _meter(session, quota, resource, gpu, now) for resource in Resource}
     return QuotaView(
         tenant=tenant,
-        own=sorted(quota.own),
+        own=quota.own,
         api_calls=meters[Resource.API_CALLS],
         gpu_hours=meters[Resource.GPU_HOURS],
         upload_gb=meters[Resource.UPLOAD],
