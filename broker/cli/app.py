@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from broker import __version__
-from broker.cli import admin, audit, auth, clusters, models, notifications, pipelines, quotas, runs, server
+from broker.cli import admin, audit, auth, clusters, keys, models, notifications, pipelines, quotas, runs, server
 from broker.cli.output import message, report
 from broker.errors import BrokerError
 
@@ -55,6 +55,8 @@ app.add_typer(pipelines.app)
 app.add_typer(runs.app)
 app.add_typer(models.app)
 admin.register(app)
+app.add_typer(tenants.app)
+app.add_typer(keys.app)
 clusters.register(app)
 app.add_typer(audit.app)
 notifications.register(app)

@@ -43,7 +43,7 @@ def _news(
         over = [_excess(**one) for one in run.needs_approval or []]
         return Kind.RUN_APPROVAL_REQUESTED, {"components": over, "attempt": run.attempt}
     if event in {"approved", "rejected"}:
-        about = {"decided_by": data.get("by"), "comment": data.get("comment")}
+        about = {"decided_by": data.get("by"), "comment": data.get("comment"), "attempt": run.attempt}
         return Kind.RUN_DECIDED, {"decision": event, **about}
     if event == "job_started" and run.started_at is None:
         return Kind.RUN_STARTED, {}

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
-import uvicorn
 from sqlalchemy import select, update
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
@@ -21,6 +20,7 @@ from broker.notifications.outbox import distribute
 from broker.notifications.signing import KEY_FILE
 from broker.notifications.tables import NotificationRow, WebhookRow
 from tests.api_support import Api, codes, context
+from tests.serving import served
 
 HOOK = {"url": "https://hooks.example.org/broker"}
 PEOPLE = {
@@ -237,26 +237,6 @@ def test_a_tenants_choices_are_its_admins(api):
 
 
 # ---- the stream: a real server, because a test client buffers ---------------------------------------------
-
-
-@contextmanager
-def served(api):
-    """The application behind uvicorn on a free port, as `broker serve` runs it."""
-    config = uvicorn.Config(
-        api.app, port=0, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture
