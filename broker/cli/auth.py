@@ -13,6 +13,7 @@ from broker.cli.client import Api
 from broker.cli.credentials import Credential
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, fields, message
+from broker.cli.sso import sign_on
 from broker.errors import InvalidRequest
 
 PasswordStdin = Annotated[
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "broker login --server https://broker.example.org --username kim",
             "broker login --username kim --password-stdin < password.txt",
+            "broker login --sso --no-browser",
         )
     )(login)
     app.command(epilog=examples("broker logout"))(logout)
@@ -41,16 +43,27 @@ def login(
     ] = None,
     username: Annotated[str | None, typer.Option("--username", "-u", help="Asked for if left out.")] = None,
     password_stdin: PasswordStdin = False,
+    sso: Annotated[
+        bool, typer.Option("--sso", help="Sign on through the broker's provider, in a browser.")
+    ] = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="With `--sso`: in a browser elsewhere; a code is typed in.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Log in and keep the token in `~/.config/broker/credentials.json` (0600)."""
     url = credentials.server_url(server or ctx.find_root().obj)
     if credentials.is_exposed(url):
         message(f"{url} is not encrypted: your password can be read on the way. Use https.", style="yellow")
-    name = username or _ask("Username")
-    secret = _stdin_line() if password_stdin else _ask("Password", hidden=True)
-    with Api(url, token=None) as client:
-        answer = client.post("/auth/login", {"username": name, "password": secret})
+    if sso:
+        answer = sign_on(url, here=not no_browser, ask=_code)
+        with Api(url, token=answer["access_token"]) as client:
+            name = client.get("/auth/me")["username"]
+    else:
+        name = username or _ask("Username")
+        secret = _stdin_line() if password_stdin else _ask("Password", hidden=True)
+        with Api(url, token=None) as client:
+            answer = client.post("/auth/login", {"username": name, "password": secret})
     expires = _store(url, name, answer)
     must_change = bool(answer.get("must_change_password"))
     emit(
@@ -114,8 +127,12 @@ def _ask(what: str, *, hidden: bool = False) -> str:
     return str(typer.prompt(what, hide_input=hidden, err=True))
 
 
+def _code(what: str) -> str:
+    return _ask(what) if sys.stdin.isatty() else _stdin_line()
+
+
 def _stdin_line() -> str:
     line = sys.stdin.readline()
     if not line:
-        raise InvalidRequest("A password was expected on standard input, but it is empty")
+        raise InvalidRequest("A line was expected on standard input, but it is empty")
     return line.rstrip("\r\n")

@@ -16,7 +16,7 @@ from broker.cli import main
 from broker.db import leases, utcnow
 from broker.identity import SYSTEM, Principal, Role
 from tests.api_support import Api, context
-from tests.serving import serving
+from tests.http_server import serving
 
 KIM = Principal("us-kim", "kim", Role.RESEARCHER, "team-a")
 LEE = Principal("us-lee", "lee", Role.RESEARCHER, "team-b")

@@ -27,7 +27,7 @@ from broker.identity.oidc_tables import IdentityRow, SignOnRow
 from broker.settings import OidcSettings
 from tests.api_support import PASSWORD, Api, context
 from tests.oidc_provider import Browser, identity_provider
-from tests.serving import serving
+from tests.http_server import serving
 
 HERE = "http://127.0.0.1:7777/here"
 VERIFIER = secrets.token_urlsafe(48)
