@@ -17,6 +17,7 @@ from broker.errors import InvalidSpec
 from broker.identity import Permission, Principal
 from broker.identity.tables import UserRow
 from broker.pipelines.schemas import (
+    NeedsApproval,
     PipelineView,
     SpecProblem,
     StoredVersion,
@@ -33,7 +34,15 @@ from broker.pipelines.service import (
     visible_pipelines,
 )
 from broker.pipelines.tables import PipelineRow, PipelineVersionRow
-from broker.spec import PipelineSpec, content_hash, default_resources, parse, warnings
+from broker.spec import (
+    PipelineSpec,
+    Thresholds,
+    content_hash,
+    default_resources,
+    needs_approval,
+    parse,
+    warnings,
+)
 
 router = APIRouter(prefix="/pipelines", tags=["pipelines"])
 Reader = Annotated[Principal, Depends(requires(Permission.PIPELINES_READ))]
@@ -82,19 +91,27 @@ def list_pipelines(ctx: Ctx, page: PageParams, principal: Reader) -> Page[Pipeli
 @router.post(
     "/validate", openapi_extra=SPEC_BODY, dependencies=[Depends(requires(Permission.PIPELINES_READ))]
 )
-def validate_spec(data: Body) -> Validation:
-    """Check a spec without storing it: every problem at once, and the resources to begin a run with."""
+def validate_spec(data: Body, ctx: Ctx) -> Validation:
+    """Check a spec without storing it: every problem at once, the resources to begin a run with, and whether
+    a run would wait for approval, because of which component.
+    """
     try:
         spec = parse(data)
     except InvalidSpec as error:
         problems = [SpecProblem.model_validate(problem) for problem in error.problems]
-        return Validation(valid=False, problems=problems, warnings=[], defaults=None, content_hash=None)
+        return Validation(
+            valid=False, problems=problems, warnings=[], defaults=None, content_hash=None, needs_approval=[]
+        )
     return Validation(
         valid=True,
         problems=[],
         warnings=_warnings(spec),
         defaults=default_resources(spec).model_dump(mode="json"),
         content_hash=content_hash(spec),
+        needs_approval=[
+            NeedsApproval.model_validate(over)
+            for over in needs_approval(spec, Thresholds.of(ctx.settings.approval))
+        ],
     )
 
 

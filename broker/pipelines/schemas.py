@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,6 +50,17 @@ class SpecProblem(BaseModel):
     detail: str
 
 
+class NeedsApproval(BaseModel):
+    """A component that reaches a threshold, so that its run waits for approval."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    component: str
+    resource: Literal["gpu_count", "memory_mib"]
+    requested: int = Field(description="GPUs, or MiB, over all nodes of the component")
+    threshold: int
+
+
 class StoredVersion(BaseModel):
     """What storing a spec gave."""
 
@@ -69,6 +80,9 @@ class Validation(BaseModel):
         description="Per-component maxima, to begin a run's resources with (WR-02); null while invalid"
     )
     content_hash: str | None
+    needs_approval: list[NeedsApproval] = Field(
+        description="Components because of which a run would wait for approval; empty: it would start at once"
+    )
 
 
 class UploadView(BaseModel):

@@ -27,7 +27,7 @@ from broker.runs.states import Gate, JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import slurm_call
 from broker.runs.views import attempt_jobs
-from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind, SlurmState
+from broker.slurm import DONE, QueueJob, QueueSnapshot, Result, ResultKind, SlurmState
 from broker.slurm.held import held_by_admin
 
 _GATED = (Phase.RELEASING, Phase.ACTIVE)
@@ -80,7 +80,8 @@ class Gatekeeper:
         ids = {job.slurm_job_id: job.component for job in jobs if job.slurm_job_id}
         slurm = self._ctx.slurm(self._cluster)
         with slurm_call(self._cluster, "hold"):
-            results = slurm.hold(list(ids)) if ids else {}
+            # A hold on a job that runs only marks it: requeued one day, it would wait for a release.
+            results = slurm.hold([job.slurm_job_id for job in jobs if job.slurm_job_id and _waits(job)])
             found = slurm.held(list(ids)) if ids else {}
         _reached(results, "Holding")
         started = [ids[job.job_id] for job in found.values() if _started(job.state)]
@@ -92,9 +93,10 @@ class Gatekeeper:
         loose = [job for job in found.values() if job.state is SlurmState.PENDING and not job.held_by_admin]
         if loose:
             user = slurm.capabilities().user
+            said = results.get(loose[0].job_id, DONE)
             raise OutcomeUnknown(
                 f"{ids[loose[0].job_id]} is not under an administrator's hold yet (Slurm says "
-                f"{loose[0].reason}): {results[loose[0].job_id].message or NO_OPERATOR.format(user=user)}"
+                f"{loose[0].reason}): {said.message or NO_OPERATOR.format(user=user)}"
             )
         with self._ctx.db.write() as session:
             row = locked(session, self._lease, run, _GATED)
@@ -263,7 +265,8 @@ def _sentence(found: Sequence[Difference]) -> str:
 
 
 def _waits(job: JobRow) -> bool:
-    return job.started_at is None and not JobState(job.state).ended
+    state = JobState(job.state)
+    return not state.ended and not state.occupies_nodes  # one that was put back into the queue waits again
 
 
 def _started(state: SlurmState) -> bool:

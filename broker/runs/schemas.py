@@ -5,25 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from broker.pipelines.schemas import NeedsApproval
 from broker.runs.states import JobState, Phase, RunState
 from broker.settings import PriorityClass
 from broker.spec import Overrides
 from broker.text import RequestModel
 
 Priority = Literal["high", "normal", "low"]
-
-
-class NeedsApproval(BaseModel):
-    """A component that reaches a threshold, so that its run waits for approval."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    component: str
-    resource: Literal["gpu_count", "memory_mib"]
-    requested: int = Field(description="GPUs, or MiB, over all nodes of the component")
-    threshold: int
 
 
 class RunRequest(RequestModel):

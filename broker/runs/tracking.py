@@ -92,7 +92,6 @@ class Tracker:
         seen = self._in_queue(watched, snapshot)
         alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
-        self._keep(snapshot)
         self._gates.watch(snapshot)
         self._keep(snapshot)
         ends, trouble = self._ends(watched, seen, snapshot)

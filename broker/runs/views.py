@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from broker.errors import NotFound
 from broker.identity import Principal
 from broker.identity.tables import UserRow
+from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
-from broker.runs.schemas import JobView, NeedsApproval, RunSummary, RunView
+from broker.runs.schemas import JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
 from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow
 

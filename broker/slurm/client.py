@@ -49,9 +49,9 @@ Item = TypeVar("Item", int, str)
 
 _WORDS = 48 * 1024
 """Bytes of ids or names in one command line: Linux takes 128 KiB for one word, and sshd passes one word."""
-_CHANGES = 500
 _SCRIPTS = 200
 """Batch scripts in one `scontrol`: some MB."""
+_CHANGES = 500
 """Changes in one `scontrol`: 0.5 s when all is well."""
 
 
@@ -164,19 +164,6 @@ class SlurmClient:
         parts = (Accounting(fields, ids=part) for part in _parts(sorted(set(job_ids))))
         return [job for part in parts for job in self._account(part)]
 
-    # ---- changes --------------------------------------------------------------------------------
-
-    def hold(self, job_ids: Sequence[int]) -> dict[int, Result]:
-        """Hold; as Operator or Administrator so that the owner can't release it. Read the state afterwards:
-        holding a running job "succeeds".
-        """
-        return self._change([changes.hold(job_id) for job_id in job_ids])
-
-    def release(self, job_ids: Sequence[int]) -> dict[int, Result]:
-        """Release, in this order."""
-        return self._change([changes.release(job_id) for job_id in job_ids])
-
-    def requeue(self, job_ids: Sequence[int]) -> dict[int, Result]:
     def held(self, job_ids: Sequence[int]) -> dict[int, HeldJob]:
         """Jobs with all that was asked for, by id; what the queue does not know is absent."""
         found: dict[int, HeldJob] = {}
@@ -194,6 +181,19 @@ class SlurmClient:
             found |= self._ask(BatchScripts(tuple(job_ids[at : at + _SCRIPTS])))
         return found
 
+    # ---- changes --------------------------------------------------------------------------------
+
+    def hold(self, job_ids: Sequence[int]) -> dict[int, Result]:
+        """Hold; as Operator or Administrator so that the owner can't release it. Read the state afterwards:
+        holding a running job "succeeds".
+        """
+        return self._change([changes.hold(job_id) for job_id in job_ids])
+
+    def release(self, job_ids: Sequence[int]) -> dict[int, Result]:
+        """Release, in this order."""
+        return self._change([changes.release(job_id) for job_id in job_ids])
+
+    def requeue(self, job_ids: Sequence[int]) -> dict[int, Result]:
         """Start again under the same ids."""
         return self._change([changes.requeue(job_id) for job_id in job_ids])
 

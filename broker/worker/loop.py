@@ -21,6 +21,7 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
+from broker.approvals.service import expire
 from broker.audit import sealing
 from broker.context import Context
 from broker.db import leases, utcnow
@@ -45,6 +46,7 @@ log = structlog.get_logger("broker.worker")
 IDLE_TICK_S = 1.0
 """How often the database is looked at when nobody wakes us: the bound on a lost wake-up."""
 JANITOR_S = 300.0
+EXPIRE_S = 60.0
 SEAL_S = 5.0
 """How long a row of the audit trail may be without its seal."""
 
@@ -86,6 +88,7 @@ def periodic(ctx: Context) -> list[Periodic]:
     """What one process of all does again and again, whatever the clusters do."""
     return [
         Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
+        Periodic("approvals", EXPIRE_S, lambda lease: expire(ctx, lease)),
     ]
 
 
