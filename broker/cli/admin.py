@@ -11,25 +11,40 @@ from broker.cli.options import Json, Limit, api, examples, group
 from broker.cli.output import emit, fields, table, when
 from broker.errors import InvalidRequest
 
-users = group("user", "Accounts. Only admins may use these.")
+users = group("user", "Accounts: an admin's are everybody's, a tenant admin's the tenant's.")
 
 Role = Literal["admin", "tenant_admin", "researcher", "viewer", "internal"]
 Username = Annotated[str, typer.Argument(metavar="USER", help="User name or id.")]
-_COLUMNS = ("username", "role", "tenant", "active", "must_change_password", "display_name")
+_COLUMNS = (
+    "username",
+    "role",
+    "tenant",
+    "active",
+    "must_change_password",
+    "display_name",
+    "unix_account",
+    "max_training_hours",
+)
+_EMPTIABLE = ("unix_account", "max_training_hours")
 
 
 @users.command(
     epilog=examples(
         "broker user create kim --role researcher --tenant team-a",
-        "broker user create lee --password-stdin < first-password.txt",
+        "broker user create lee --unix-account lee --password-stdin < first-password.txt",
     )
 )
 def create(
     ctx: typer.Context,
     username: Annotated[str, typer.Argument(metavar="USER", help="Name to log in with.")],
     role: Annotated[Role, typer.Option("--role", help="What the account may do.")] = "researcher",
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose work it sees.")] = "default",
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Whose work it sees; else your own tenant.")
+    ] = None,
     display_name: Annotated[str, typer.Option("--display-name", help="Name for people.")] = "",
+    unix_account: Annotated[
+        str | None, typer.Option("--unix-account", help="Account on the clusters (admins).")
+    ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read a first password; else the broker makes one.")
     ] = False,
@@ -41,6 +56,7 @@ def create(
         "role": role,
         "tenant": tenant,
         "display_name": display_name,
+        "unix_account": unix_account,
     }
     if password_stdin:
         body["password"] = sys.stdin.readline().rstrip("\r\n")
@@ -97,7 +113,11 @@ def change(
     tenant: Annotated[str | None, typer.Option("--tenant", help="New tenant.")] = None,
     display_name: Annotated[str | None, typer.Option("--display-name", help="New name for people.")] = None,
     unix_account: Annotated[
-        str | None, typer.Option("--unix-account", help="Account on the clusters.")
+        str | None, typer.Option("--unix-account", help="Account on the clusters, or `none` (admins).")
+    ] = None,
+    max_training_hours: Annotated[
+        str | None,
+        typer.Option("--max-training-hours", help="Longest time limit, up to 72, or `none` (admins)."),
     ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read a new one-time password.")
@@ -110,9 +130,11 @@ def change(
         "tenant": tenant,
         "display_name": display_name,
         "unix_account": unix_account,
+        "max_training_hours": max_training_hours,
         "password": sys.stdin.readline().rstrip("\r\n") if password_stdin else None,
     }
     body = {name: value for name, value in body.items() if value is not None}
+    body |= {name: None for name in _EMPTIABLE if body.get(name) == "none"}
     if not body:
         raise InvalidRequest("Nothing to change was named; see: broker user change --help")
     _patch(ctx, user, body, as_json)
@@ -120,7 +142,7 @@ def change(
 
 @users.command(epilog=examples("broker user deactivate kim"))
 def deactivate(ctx: typer.Context, user: Username, as_json: Json = False) -> None:
-    """Shut an account out at once: its tokens are void too."""
+    """Shut an account out at once: its logins, tokens and API keys end with it."""
     _patch(ctx, user, {"active": False}, as_json)
 
 

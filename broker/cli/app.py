@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from broker import __version__
-from broker.cli import admin, audit, auth, clusters, keys, models, notifications, pipelines, quotas, runs, server
+from broker.cli import (
+    admin,
+    audit,
+    auth,
+    clusters,
+    keys,
+    models,
+    notifications,
+    pipelines,
+    quotas,
+    runs,
+    server,
+    tenants,
+)
 from broker.cli.output import message, report
 from broker.errors import BrokerError
 

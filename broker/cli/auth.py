@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from broker.cli import credentials
 from broker.cli.client import Api
-from broker.cli.credentials import Credential
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, fields, message
+from broker.cli.renewal import credential_of
 from broker.cli.sso import sign_on
-from broker.errors import InvalidRequest
+from broker.errors import InvalidRequest, OutcomeUnknown, Unauthenticated, Unreachable
 
 PasswordStdin = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
 ]
-_EXPIRY_MARGIN = timedelta(seconds=10)
 
 
 def register(app: typer.Typer) -> None:
@@ -78,8 +78,14 @@ def login(
 
 
 def logout(ctx: typer.Context, as_json: Json = False) -> None:
-    """Delete the stored token of the server."""
+    """End the login: the server takes no token of it any more, and this machine forgets it."""
     url = credentials.server_url(ctx.find_root().obj)
+    with suppress(Unauthenticated), Api(url, token=None) as client:
+        if held := credentials.find(url).refresh_token:
+            try:
+                client.post("/auth/logout", {"refresh_token": held})
+            except (Unreachable, OutcomeUnknown) as error:
+                message(f"The server was not told, the login there ends by itself. {error}", "yellow")
     found = credentials.forget(url)
     told = f"Logged out of {url}." if found else f"There was no token for {url}."
     emit({"server": url, "logged_out": found}, lambda: told, as_json=as_json)
@@ -115,9 +121,10 @@ def password(ctx: typer.Context, password_stdin: PasswordStdin = False, as_json:
 
 
 def _store(url: str, username: str, answer: dict[str, Any]) -> datetime:
-    expires = datetime.now(UTC) + timedelta(seconds=float(answer["expires_in"])) - _EXPIRY_MARGIN
-    credentials.store(url, Credential(answer["access_token"], username, expires))
-    return expires
+    credential = credential_of(username, answer)
+    credentials.store(url, credential)
+    assert credential.ends_at is not None  # an answer says how long its tokens live
+    return credential.ends_at
 
 
 def _ask(what: str, *, hidden: bool = False) -> str:

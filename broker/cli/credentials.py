@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -21,11 +23,18 @@ TOKEN_VARIABLE = "BROKER_TOKEN"  # noqa: S105 - a variable's name
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A token of one server. `expires_at` is UTC, None where the server did not say."""
+    """A token of one server. Times are UTC, None where the server did not say."""
 
     token: str
     username: str
     expires_at: datetime | None = None
+    refresh_token: str | None = None
+    refresh_expires_at: datetime | None = None
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """When a new login is needed."""
+        return self.refresh_expires_at if self.refresh_token else self.expires_at
 
 
 def path() -> Path:
@@ -67,13 +76,26 @@ def find(server: str) -> Credential:
     stored = _read().get("servers", {}).get(server)
     if not stored:
         raise Unauthenticated(f"There is no token for {server}")
-    expires = stored.get("expires_at")
     credential = Credential(
-        stored["token"], stored.get("username", ""), datetime.fromisoformat(expires) if expires else None
+        stored["token"],
+        stored.get("username", ""),
+        _moment(stored.get("expires_at")),
+        stored.get("refresh_token"),
+        _moment(stored.get("refresh_expires_at")),
     )
-    if credential.expires_at and credential.expires_at <= datetime.now(UTC):
-        raise Unauthenticated(f"The token for {server} expired at {credential.expires_at:%Y-%m-%d %H:%M} UTC")
+    if credential.ends_at and credential.ends_at <= datetime.now(UTC):
+        raise Unauthenticated(f"The login at {server} ended at {credential.ends_at:%Y-%m-%d %H:%M} UTC")
     return credential
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One command at a time: for what reads the stored token, uses it up and stores the next one."""
+    file = path().with_suffix(".lock")
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # released when the file is closed
+        yield
 
 
 def store(server: str, credential: Credential) -> None:
@@ -83,7 +105,9 @@ def store(server: str, credential: Credential) -> None:
     data.setdefault("servers", {})[server] = {
         "token": credential.token,
         "username": credential.username,
-        "expires_at": credential.expires_at.isoformat() if credential.expires_at else None,
+        "expires_at": _text(credential.expires_at),
+        "refresh_token": credential.refresh_token,
+        "refresh_expires_at": _text(credential.refresh_expires_at),
     }
     _write(data)
 
@@ -95,6 +119,14 @@ def forget(server: str) -> bool:
     if found:
         _write(data)
     return found
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _read() -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Broker:
             **({"database_url": database_url} if database_url else {}),
             "quotas": UNLIMITED,
             **settings,
-            "api": {"port": self.port},
+            "api": {"port": self.port, "access_token_minutes": 24 * 60},
             "clusters": {cluster.name: cluster.settings(**(cluster_settings or {}))},
         }
         self.store = None if together else EmbeddedObjectStore(home / "objects")

@@ -49,7 +49,7 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_expired_token_asks_for_a_login() -> None:
     credentials.store(SERVER, _token(hours=-1))
-    with pytest.raises(Unauthenticated, match="expired"):
+    with pytest.raises(Unauthenticated, match="ended"):
         credentials.find(SERVER)
 
 
