@@ -50,6 +50,10 @@ def test_only_these_routes_are_open_to_all():
         "/api/v1/auth/login",
         "/api/v1/auth/refresh",
         "/api/v1/auth/logout",
+        "/api/v1/auth/oidc",
+        "/api/v1/auth/oidc/callback",
+        "/api/v1/auth/oidc/login",
+        "/api/v1/auth/oidc/token",
     }
 
 
