@@ -5,6 +5,7 @@ With `--check` it writes nothing and ends with status 1 if the file is not curre
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def _below(model: type[BaseModel], path: str) -> Iterator[str]:
         place = f"{path}{name}" + (".NAME" if get_origin(field.annotation) is dict else "")
         fields = {key: one for key, one in inner.model_fields.items() if _section_of(one) is None}
         prefix = f"BROKER_{place.upper().replace('.', '__')}__"
-        yield _section(f"`[{place}]`", (inner.__doc__ or "").strip(), fields, prefix)
+        yield _section(f"`[{place}]`", inspect.cleandoc(inner.__doc__ or ""), fields, prefix)
         yield from _below(inner, f"{place}.")
 
 
