@@ -21,23 +21,30 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from broker.context import Context
-from broker.db import leases
+from broker.db import leases, utcnow
 from broker.db.leases import Lease
 from broker.hosts import Completed, Host
-from broker.identity import Principal, Role
+from broker.identity import SYSTEM, Principal, Role
+from broker.notifications.tables import NotificationRow
 from broker.quotas import accounts
-from broker.quotas.periods import bounds, month_of
+from broker.quotas.periods import bounds, month_of, next_month
+from broker.quotas.schemas import QuotaChange
+from broker.quotas.service import set_quota
 from broker.quotas.tables import ChargeRow, ReservationRow
+from broker.runs.events import events_after
 from broker.runs.ledger import Bookkeeper, reserve_or_hold
 from broker.runs.schemas import RunRequest
 from broker.runs.service import create_run
-from broker.runs.states import JobState, Phase
+from broker.runs.states import Gate, JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.views import attempt_jobs
 from broker.slurm import Capabilities, SlurmClient, Version
 from broker.slurm.cluster import Config
+from broker.spec import Overrides
+from broker.spec.overrides import ResourceChange
 from tests.api_support import SPEC, Api, context
 from tests.harness.sacct import FIELDS, Row
+from tests.postgres import fresh_database
 
 MONTH = "2026-11"
 BEGIN, END = bounds(MONTH)
@@ -65,7 +72,9 @@ class Accounting:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ctx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    url = None
+    if request.param == "postgresql":  # of its own: the worker's part looks at every tenant's runs
+        url = fresh_database(request.getfixturevalue("postgres_url"), f"month-{secrets.token_hex(4)}")
     with context(tmp_path, url) as made:
         yield made
 
@@ -313,3 +322,123 @@ def test_what_runs_over_the_end_of_a_month_is_reserved_in_both(
     with ctx.db.read() as session:
         assert accounts.gpu_use(session, ann.tenant, MONTH, END).reserved == 2 * 1800
         assert accounts.gpu_use(session, ann.tenant, month_of(END), END).reserved == 2 * 5400
+
+
+# ---- waiting ------------------------------------------------------------------------------------------
+
+
+def asked(ctx: Context, ann: Principal, gpu_count: int = 2) -> str:
+    """A run of so many GPUs for two hours, submitted, with no hold left but perhaps the quota's; its id."""
+    overrides = Overrides(all=ResourceChange(gpu_count=gpu_count))
+    run_id = create_run(ctx, ann, RunRequest(pipeline="digits", overrides=overrides)).id
+    with ctx.db.write() as session:
+        run = session.get_one(RunRow, run_id)
+        session.delete(session.get_one(RunHoldRow, (run_id, "submission")))
+        run.phase = Phase.RELEASING
+        reserve_or_hold(ctx, session, run, attempt_jobs(session, run_id, 1))
+    return run_id
+
+
+def holds(ctx: Context, run_id: str) -> list[str]:
+    with ctx.db.read() as session:
+        return list(session.scalars(select(RunHoldRow.kind).where(RunHoldRow.run_id == run_id)))
+
+
+def events(ctx: Context, run_id: str) -> list[str]:
+    with ctx.db.read() as session:
+        return [event.type for event in events_after(session, run_id, 0)]
+
+
+def set_hours(ctx: Context, tenant: str, hours: float) -> None:
+    with ctx.db.write() as session:
+        set_quota(session, SYSTEM, tenant, QuotaChange(gpu_hours_per_month=hours))
+
+
+def test_runs_without_room_wait_and_the_oldest_that_fits_goes_on_first(
+    ctx: Context, lease: Lease, ann: Principal
+) -> None:
+    set_hours(ctx, ann.tenant, 6)
+    keeper = Bookkeeper(ctx, "main", lease)
+    runs, waits = asked(ctx, ann), asked(ctx, ann, gpu_count=3)
+    small, smaller = asked(ctx, ann, gpu_count=2), asked(ctx, ann, gpu_count=1)
+    assert [holds(ctx, run) for run in (runs, waits, small, smaller)] == [[], ["quota"], ["quota"], []]
+    assert events(ctx, waits)[-1] == "run_waits_for_quota"
+    keeper.tick()
+    assert [holds(ctx, run) for run in (waits, small)] == [["quota"], ["quota"]]
+    with ctx.db.write() as session:  # what is over gives its room back
+        for row in session.scalars(select(ReservationRow).where(ReservationRow.run_id == runs)):
+            row.settled_at = utcnow()
+    keeper.tick()
+    assert [holds(ctx, run) for run in (waits, small)] == [["quota"], []], (
+        "too large yet, but holds up nobody"
+    )
+    keeper.tick()
+    set_hours(ctx, ann.tenant, 12)
+    keeper.tick()
+    assert holds(ctx, waits) == []
+    with ctx.db.read() as session:
+        assert session.get_one(RunRow, waits).gate == Gate.OPENING
+        use = accounts.gpu_use(session, ann.tenant, month_of(utcnow()), utcnow())
+    assert use.reserved == (3 + 2 + 1) * 7200
+
+
+def test_a_new_month_lets_go_on_what_waited_for_the_old_one(
+    ctx: Context, lease: Lease, ann: Principal
+) -> None:
+    set_hours(ctx, ann.tenant, 4)
+    clock = Clock(utcnow())
+    keeper, run_id = Bookkeeper(ctx, "main", lease, clock), asked(ctx, ann)
+    with ctx.db.write() as session:
+        for row in session.scalars(select(ReservationRow).where(ReservationRow.run_id == run_id)):
+            row.settled_at = utcnow()
+            session.add(
+                ChargeRow(
+                    cluster="main", slurm_job_id=next(NUMBERS), submitted_at=utcnow(), tenant=ann.tenant,
+                    month=month_of(utcnow()), user_id=ann.user_id, run_id=run_id, job_id=row.job_id, gpus=2,
+                    elapsed_s=7200, gpu_seconds=14400, source="sacct", charged_at=utcnow(),
+                )
+            )  # fmt: skip
+    waits = asked(ctx, ann)
+    keeper.tick()
+    assert holds(ctx, waits) == ["quota"]
+    clock.now = next_month(clock.now)
+    keeper.tick()
+    assert holds(ctx, waits) == []
+
+
+def test_what_waits_for_a_decision_as_well_takes_no_room_yet(
+    ctx: Context, lease: Lease, ann: Principal
+) -> None:
+    set_hours(ctx, ann.tenant, 4)
+    first = asked(ctx, ann)
+    waits = asked(ctx, ann)
+    with ctx.db.write() as session:
+        session.add(RunHoldRow(run_id=waits, kind="admin", reason="not today", since=utcnow()))
+        for row in session.scalars(select(ReservationRow).where(ReservationRow.run_id == first)):
+            row.settled_at = utcnow()
+    Bookkeeper(ctx, "main", lease).tick()
+    assert sorted(holds(ctx, waits)) == ["admin", "quota"]
+    with ctx.db.read() as session:
+        assert accounts.gpu_use(session, ann.tenant, month_of(utcnow()), utcnow()).total == 0
+
+
+def test_a_tenants_admin_is_told_once_at_each_level_and_again_after_a_change_of_quota(
+    ctx: Context, lease: Lease, ann: Principal
+) -> None:
+    def told() -> list[str]:
+        query = select(NotificationRow).where(NotificationRow.tenant == ann.tenant)
+        with ctx.db.read() as session:
+            rows = session.scalars(query.order_by(NotificationRow.created_at, NotificationRow.kind))
+            return [f"{row.kind} of {row.data['limit']:g}" for row in rows if "quota" in row.kind]
+
+    set_hours(ctx, ann.tenant, 9)
+    asked(ctx, ann, gpu_count=3)
+    assert told() == []
+    asked(ctx, ann, gpu_count=1)
+    assert told() == ["quota_80 of 9"]
+    asked(ctx, ann)
+    asked(ctx, ann)
+    assert told() == ["quota_80 of 9", "quota_100 of 9"]
+    set_hours(ctx, ann.tenant, 12)
+    Bookkeeper(ctx, "main", lease).tick()
+    assert told() == ["quota_80 of 9", "quota_100 of 9", "quota_80 of 12", "quota_100 of 12"]
