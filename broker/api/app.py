@@ -49,11 +49,11 @@ def create_app(ctx: Context) -> FastAPI:
     app.state.threads = settings.api.threads
     app.state.meter = ApiMeter(ctx.db, settings.quotas)
     app.state.throttle = LoginThrottle(ctx.db)
-    app.state.sign_on = make_sign_on(ctx)
     signer = TokenSigner(
         load_key(settings.data_dir), settings.api.access_token_minutes, settings.api.session_days
     )
     app.state.authenticator = Authenticator(ctx.db, signer)
+    app.state.sign_on = make_sign_on(ctx, signer.key)
     upload_limit = settings.api.max_body_mib << 20
     app.add_middleware(
         RequestScope, limit_of=lambda path: upload_limit if path == UPLOADS else min(JSON_LIMIT, upload_limit)

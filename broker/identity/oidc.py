@@ -7,11 +7,13 @@ Two proofs of possession, one inside the other: the broker proves to the provide
 the console or the command line, proves the same to the broker (its own PKCE) when it turns the one-time code
 into tokens. So neither a stolen redirect nor a foreign browser is worth anything.
 
-Between two steps nothing is kept in memory: any process serves the next one.
+Beginning writes nothing down, since anybody may do it as often as they like: all of it travels signed in
+`state`; nonce and verifier follow from the state's id and a key. Only what comes back is written, once.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -21,19 +23,19 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
+import jwt
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from broker.audit import record
-from broker.db import Database, utcnow
+from broker.db import Database, new_id, utcnow
 from broker.db.locks import exclusive
 from broker.errors import (
     BrokerError,
     Conflict,
     Denied,
     InvalidRequest,
-    LimitReached,
     Problem,
     Unauthenticated,
 )
@@ -52,8 +54,7 @@ AT_THE_PROVIDER: Final = timedelta(minutes=10)
 """How long somebody may take to sign on."""
 TO_REDEEM: Final = timedelta(minutes=5)
 """How long the one-time code is good; people may have to copy it."""
-UNDER_WAY: Final = 10_000
-"""Sign-ons under way at once; whoever is not logged in can begin one."""
+_ALGORITHM, _AUDIENCE = "HS256", "sign-on"
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _PATH: Final = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?&=%-]{0,400}")
 _OVER: Final = "This sign-on is over, or was begun in another browser: begin again"
@@ -94,34 +95,30 @@ class Outcome:
 
 
 class SignOn:
-    """The use cases of one provider."""
+    """The use cases of one provider. `key` is the broker's signing key; what is signed here has its own."""
 
-    def __init__(self, db: Database, settings: OidcSettings, provider: Provider) -> None:
+    def __init__(self, db: Database, settings: OidcSettings, provider: Provider, key: str) -> None:
         self._db, self._settings, self._provider = db, settings, provider
+        self._key = hmac.digest(key.encode(), b"sign-on", "sha256")
 
     def begin(self, wish: Wish, browser: str) -> str:
         """Where to send the browser; `browser` is the secret of its cookie."""
         _check(wish)
-        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        url = self._provider.authorization_url(state=state, nonce=nonce, verifier=verifier)
-        now = utcnow()
-        with self._db.write() as session:
-            session.execute(delete(SignOnRow).where(SignOnRow.expires_at <= now))
-            if (session.scalar(select(func.count()).select_from(SignOnRow)) or 0) >= UNDER_WAY:
-                raise LimitReached("Too many people are signing on: try again", retry_after_s=60)
-            session.add(
-                SignOnRow(
-                    state_hash=_hash(state),
-                    browser_hash=_hash(browser),
-                    nonce=nonce,
-                    verifier=verifier,
-                    challenge=wish.challenge,
-                    redirect_uri=wish.redirect_uri,
-                    client_state=wish.state,
-                    expires_at=now + AT_THE_PROVIDER,
-                )
-            )
-        return url
+        number = new_id("son")
+        claims = {
+            "aud": _AUDIENCE,
+            "jti": number,
+            "exp": utcnow() + AT_THE_PROVIDER,
+            "browser": _hash(browser),
+            "challenge": wish.challenge,
+            "to": wish.redirect_uri,
+            "state": wish.state,
+        }
+        return self._provider.authorization_url(
+            state=jwt.encode(claims, self._key, algorithm=_ALGORITHM),
+            nonce=self._proof("nonce", number),
+            verifier=self._proof("verifier", number),
+        )
 
     def complete(
         self, *, state: str, browser: str, code: str | None, error: str | None, issuer: str | None
@@ -130,22 +127,25 @@ class SignOn:
 
         A state is good once, whatever comes of it.
         """
-        row = self._claim(state, browser)
+        number, wish = self._opened(state, browser)
+        self._use(number, wish)
         try:
             if issuer not in (None, self._provider.issuer):  # RFC 9207: another provider's answer
                 raise Unauthenticated(_OVER)
             if error is not None or code is None:
                 raise Denied(f"The provider did not let you in: {(error or 'no code')[:200]}")
-            claims = self._provider.claims(code=code, verifier=row.verifier, nonce=row.nonce)
+            claims = self._provider.claims(
+                code=code, verifier=self._proof("verifier", number), nonce=self._proof("nonce", number)
+            )
             user = self._account(person_of(claims, self._settings))
         except BrokerError as problem:
-            return Outcome(row.redirect_uri, row.client_state, None, problem)
+            return Outcome(wish.redirect_uri, wish.state, None, problem)
         one_time = secrets.token_urlsafe(32)
         with self._db.write() as session:
-            waiting = session.get_one(SignOnRow, row.state_hash)
-            waiting.code_hash, waiting.user_id = _hash(one_time), user.id
-            waiting.expires_at = utcnow() + TO_REDEEM
-        return Outcome(row.redirect_uri, row.client_state, one_time, None)
+            row = session.get_one(SignOnRow, number)
+            row.code_hash, row.user_id = _hash(one_time), user.id
+            row.redeem_by = utcnow() + TO_REDEEM
+        return Outcome(wish.redirect_uri, wish.state, one_time, None)
 
     def redeem(self, code: str, verifier: str) -> UserRow:
         """The account behind a one-time code; raises `Unauthenticated`. A code is used up, right or wrong."""
@@ -158,19 +158,41 @@ class SignOn:
             if row is not None:
                 session.delete(row)
         fits = row is not None and hmac.compare_digest(create_s256_code_challenge(verifier), row.challenge)
-        if row is None or user is None or not fits or not let_in or row.expires_at <= utcnow():
+        in_time = row is not None and row.redeem_by is not None and utcnow() < row.redeem_by
+        if user is None or not (fits and let_in and in_time):
             raise Unauthenticated("The one-time code is not good, or was used: begin again")
         return user
 
-    def _claim(self, state: str, browser: str) -> SignOnRow:
+    def _proof(self, what: str, number: str) -> str:
+        """A secret of one sign-on: 43 characters that nobody without the key can tell (RFC 7636, 4.1)."""
+        secret = hmac.digest(self._key, f"{what} {number}".encode(), "sha256")
+        return base64.urlsafe_b64encode(secret).decode().rstrip("=")
+
+    def _opened(self, state: str, browser: str) -> tuple[str, Wish]:
+        """A state of ours, in the browser that began: its number and the wish in it."""
+        try:
+            claims = jwt.decode(
+                state,
+                self._key,
+                algorithms=[_ALGORITHM],
+                audience=_AUDIENCE,
+                options={"require": ["exp", "jti"]},
+            )
+        except jwt.InvalidTokenError:
+            raise Unauthenticated(_OVER) from None
+        if not hmac.compare_digest(claims["browser"], _hash(browser)):
+            raise Unauthenticated(_OVER)
+        return claims["jti"], Wish(claims["challenge"], claims["to"], claims["state"])
+
+    def _use(self, number: str, wish: Wish) -> None:
+        """Write down that a state was used; its row outlives the state."""
+        now = utcnow()
         with self._db.write() as session:
-            row = session.get(SignOnRow, _hash(state), with_for_update=True)
-            if row is None or row.returned or row.expires_at <= utcnow():
+            exclusive(session, f"sign-on:{number}")
+            if session.get(SignOnRow, number) is not None:
                 raise Unauthenticated(_OVER)
-            if not hmac.compare_digest(row.browser_hash, _hash(browser)):
-                raise Unauthenticated(_OVER)
-            row.returned = True
-            return row
+            session.execute(delete(SignOnRow).where(SignOnRow.expires_at <= now))
+            session.add(SignOnRow(id=number, challenge=wish.challenge, expires_at=now + AT_THE_PROVIDER))
 
     def _account(self, person: Person) -> UserRow:
         """The account of a person, as the provider's groups want it now; made or linked at the first time."""

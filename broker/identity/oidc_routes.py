@@ -39,8 +39,8 @@ class CodeRequest(RequestModel):
     code_verifier: str = Field(min_length=43, max_length=128, pattern=r"^[A-Za-z0-9._~-]+$")
 
 
-def make_sign_on(ctx: Context) -> SignOn | None:
-    """Single sign-on as the settings want it; None without a provider."""
+def make_sign_on(ctx: Context, key: str) -> SignOn | None:
+    """Single sign-on as the settings want it; None without a provider. `key` signs the broker's tokens."""
     settings = ctx.settings.oidc
     if settings.issuer is None:
         return None
@@ -49,7 +49,7 @@ def make_sign_on(ctx: Context) -> SignOn | None:
             "`oidc.issuer` needs `oidc.public_url`: where the provider sends browsers back to"
         )
     secret = read_secret(settings.client_secret_file) if settings.client_secret_file else None
-    return SignOn(ctx.db, settings, Provider(settings, secret, settings.public_url + CALLBACK))
+    return SignOn(ctx.db, settings, Provider(settings, secret, settings.public_url + CALLBACK), key)
 
 
 async def get_sign_on(request: Request) -> SignOn:
@@ -115,7 +115,7 @@ def begin_sign_on(
 def end_sign_on(
     ctx: Ctx,
     sign_on: Single,
-    state: Annotated[str, Query(max_length=100)],
+    state: Annotated[str, Query(max_length=4000)],
     code: Annotated[str | None, Query(max_length=4000)] = None,
     error: Annotated[str | None, Query(max_length=400)] = None,
     iss: Annotated[str | None, Query(max_length=400)] = None,

@@ -23,18 +23,17 @@ class IdentityRow(Base):
 
 
 class SignOnRow(Base):
-    """A sign-on under way, for minutes. What only its browser may know is here as a hash."""
+    """A sign-on that came back from the provider: that its state was used, and who may have tokens for it.
+
+    Made only for a state of ours in the browser that began; kept for minutes. What only its browser may know
+    is here as a hash.
+    """
 
     __tablename__ = "sign_ons"
 
-    state_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    browser_hash: Mapped[str] = mapped_column(String(64))
-    nonce: Mapped[str] = mapped_column(String(64))
-    verifier: Mapped[str] = mapped_column(String(64))
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
     challenge: Mapped[str] = mapped_column(String(64))
-    redirect_uri: Mapped[str | None] = mapped_column(String(500))
-    client_state: Mapped[str | None] = mapped_column(String(200))
-    returned: Mapped[bool] = mapped_column(default=False)
     code_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
     user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
+    redeem_by: Mapped[datetime | None] = mapped_column(UTCDateTime)
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

@@ -257,19 +257,14 @@ def upgrade() -> None:
 
     op.create_table(
         "sign_ons",
-        sa.Column("state_hash", sa.String(length=64), nullable=False),
-        sa.Column("browser_hash", sa.String(length=64), nullable=False),
-        sa.Column("nonce", sa.String(length=64), nullable=False),
-        sa.Column("verifier", sa.String(length=64), nullable=False),
+        sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("challenge", sa.String(length=64), nullable=False),
-        sa.Column("redirect_uri", sa.String(length=500), nullable=True),
-        sa.Column("client_state", sa.String(length=200), nullable=True),
-        sa.Column("returned", sa.Boolean(), nullable=False),
         sa.Column("code_hash", sa.String(length=64), nullable=True),
         sa.Column("user_id", sa.String(length=32), nullable=True),
+        sa.Column("redeem_by", broker.db.types.UTCDateTime(timezone=True), nullable=True),
         sa.Column("expires_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sign_ons_user_id_users")),
-        sa.PrimaryKeyConstraint("state_hash", name=op.f("pk_sign_ons")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_ons")),
         sa.UniqueConstraint("code_hash", name=op.f("uq_sign_ons_code_hash")),
     )
     with op.batch_alter_table("sign_ons", schema=None) as batch_op:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import jwt as pyjwt
 import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
@@ -20,14 +21,14 @@ from sqlalchemy import select, update
 from broker.cli.serving import listen, url_of
 from broker.db import utcnow
 from broker.errors import ConfigurationError, Unauthenticated, Unreachable
-from broker.identity import Role
+from broker.identity import Role, oidc
 from broker.identity.oidc_provider import Provider
 from broker.identity.oidc_routes import CALLBACK
 from broker.identity.oidc_tables import IdentityRow, SignOnRow
 from broker.settings import OidcSettings
 from tests.api_support import PASSWORD, Api, context
-from tests.oidc_provider import Browser, identity_provider
 from tests.http_server import serving
+from tests.oidc_provider import Browser, identity_provider
 
 HERE = "http://127.0.0.1:7777/here"
 VERIFIER = secrets.token_urlsafe(48)
@@ -275,31 +276,56 @@ def test_another_browser_can_not_end_what_one_began(here):
     assert "code=" in browser.http.get(back).headers["Location"]
 
 
-@pytest.mark.parametrize("state", ["", "x", "A" * 43])
-def test_a_state_that_is_not_ours_is_refused(here, state):
-    answer = here.api.call("GET", "/auth/oidc/callback", params={"state": state, "code": "x"})
-    assert answer.status_code in (401, 422)
+def foreign_states(here):
+    """What looks like a state: nonsense, an access token of ours, states signed by others or by nobody."""
+    claims = {
+        "aud": "sign-on",
+        "jti": "son-1",
+        "exp": time.time() + 60,
+        "browser": "",
+        "challenge": CHALLENGE,
+    }
+    yield from ("", "x", here.api.tokens["root"])
+    yield pyjwt.encode(claims, "another-key-of-at-least-32-bytes", algorithm="HS256")
+    yield pyjwt.encode(claims, here.api.app.state.authenticator.signer.key, algorithm="HS256")
+    yield pyjwt.encode(claims, None, algorithm="none")
 
 
-def test_a_sign_on_that_took_too_long_is_over(here):
+def test_a_state_that_is_not_ours_is_refused(here):
+    for state in foreign_states(here):
+        answer = here.api.call("GET", "/auth/oidc/callback", params={"state": state, "code": "x"})
+        assert answer.status_code == 401 and "begin again" in answer.json()["detail"]
+
+
+def test_a_state_is_no_token_of_the_api(here):
+    _, back = returning(here, here.person())
+    here.api.tokens["state"] = parse_qs(urlsplit(back).query)["state"][0]
+    assert here.api.call("GET", "/auth/me", "state").status_code == 401
+
+
+def test_a_sign_on_that_took_too_long_is_over(here, monkeypatch):
+    monkeypatch.setattr(oidc, "AT_THE_PROVIDER", timedelta(seconds=-1))
     browser, back = returning(here, here.person())
-    with here.api.ctx.db.write() as session:
-        session.execute(update(SignOnRow).values(expires_at=utcnow() - timedelta(seconds=1)))
     assert browser.http.get(back).status_code == 401
 
 
-def test_an_id_token_of_another_sign_on_is_refused(here):
+def proofs_of_another(here, monkeypatch, which):
+    """From now on the broker takes one secret of a sign-on for another one's."""
+    sign_on = here.api.app.state.sign_on
+    true = sign_on._proof
+    monkeypatch.setattr(sign_on, "_proof", lambda what, number: true(what, number + "x" * (what == which)))
+
+
+def test_an_id_token_of_another_sign_on_is_refused(here, monkeypatch):
     browser, back = returning(here, here.person())
-    with here.api.ctx.db.write() as session:
-        session.execute(update(SignOnRow).values(nonce="another"))
+    proofs_of_another(here, monkeypatch, "nonce")
     location = browser.http.get(back).headers["Location"]
     assert "code=" not in location and "nonce" in location
 
 
-def test_the_code_of_the_provider_is_worth_nothing_without_the_verifier(here):
+def test_the_code_of_the_provider_is_worth_nothing_without_the_verifier(here, monkeypatch):
     browser, back = returning(here, here.person())
-    with here.api.ctx.db.write() as session:
-        session.execute(update(SignOnRow).values(verifier="x" * 43))
+    proofs_of_another(here, monkeypatch, "verifier")
     location = browser.http.get(back).headers["Location"]
     assert "code=" not in location and "refused" in location
 
@@ -323,7 +349,7 @@ def test_a_one_time_code_needs_its_verifier_and_is_good_once(here):
 def test_a_one_time_code_grows_old(here):
     code = here.come_back(here.person())["code"]
     with here.api.ctx.db.write() as session:
-        session.execute(update(SignOnRow).values(expires_at=utcnow() - timedelta(seconds=1)))
+        session.execute(update(SignOnRow).values(redeem_by=utcnow() - timedelta(seconds=1)))
     assert here.redeem(code).status_code == 401
 
 
@@ -376,9 +402,20 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(here):
 def test_old_sign_ons_are_forgotten(here):
     with here.api.ctx.db.write() as session:
         session.execute(update(SignOnRow).values(expires_at=utcnow() - timedelta(seconds=1)))
-    Browser().http.get(here.start_url())
+    here.come_back(here.person())
     with here.api.ctx.db.read() as session:
-        assert len(session.scalars(select(SignOnRow.state_hash)).all()) == 1
+        assert len(session.scalars(select(SignOnRow.id)).all()) == 1
+
+
+def test_whoever_begins_and_does_not_come_back_leaves_nothing_behind(here):
+    def count():
+        with here.api.ctx.db.read() as session:
+            return len(session.scalars(select(SignOnRow.id)).all())
+
+    before = count()
+    for _ in range(5):
+        assert Browser().http.get(here.start_url()).status_code == 303
+    assert count() == before
 
 
 def test_an_account_of_the_same_name_is_linked_once_where_the_settings_say_so(tmp_path):
