@@ -264,11 +264,25 @@ class ApprovalSettings(_Section):
     )
 
 
+News = Literal[
+    "run_approval_requested",
+    "run_decided",
+    "run_started",
+    "run_completed",
+    "run_failed",
+    "run_timed_out",
+    "quota_80",
+    "quota_100",
+    "cluster_unreachable",
+]
+"""What people can be told of: `notifications.kinds.NEWS` (a test compares)."""
+
+
 class ChatSettings(_Section):
     """One room (Slack, Teams, …) that is told, through Apprise."""
 
     url_file: SecretFile = Field(description="File with the room's Apprise URL, token included (0600)")
-    kinds: tuple[str, ...] = Field(
+    kinds: tuple[News, ...] = Field(
         ("cluster_unreachable",), description="Kinds it is told of (docs/notifications.md); empty: all"
     )
     tenants: tuple[str, ...] = Field((), description="Only notices of these tenants; empty: all")

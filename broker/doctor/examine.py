@@ -15,6 +15,7 @@ from broker.doctor.commands import AdminLevel, Associations, Sharing, ask
 from broker.doctor.services import check_database, check_objects
 from broker.errors import BrokerError, ConfigurationError, Denied
 from broker.hosts import Host
+from broker.notifications.checks import check_notifications
 from broker.settings import ClusterSettings, Settings
 from broker.slurm import Capabilities, SlurmClient
 
@@ -45,6 +46,8 @@ def examine(settings: Settings, cluster: str | None = None, *, with_jobs: bool =
     if cluster is None:
         yield Report("database", tuple(check_database(settings)))
         yield Report("object store", tuple(check_objects(settings)))
+        if ways := tuple(check_notifications(settings.notifications)):
+            yield Report("notifications", ways)
         if not settings.clusters:
             nothing = Check(
                 "clusters", "warn", "none is configured", "Add `[clusters.NAME]`: docs/settings.md"

@@ -112,7 +112,7 @@ def wished(value: str, now: datetime) -> float | None:
 def tell(url_file: Path, message: Message, message_id: str, to: str | None = None) -> Outcome:
     """Send a message through Apprise; `to`: the one recipient of an e-mail, instead of the URL's own."""
     try:
-        service = _service(url_file, message_id, to)
+        service = service_of(url_file, message_id, to)
     except BrokerError as error:
         return Outcome(error=error.detail)
     with _Heard() as heard:
@@ -120,8 +120,8 @@ def tell(url_file: Path, message: Message, message_id: str, to: str | None = Non
     return Outcome() if sent else Outcome(error=heard.sentence())
 
 
-def _service(url_file: Path, message_id: str, to: str | None) -> Any:
-    """The service that a file's URL names. The URL is a secret: no error shows it."""
+def service_of(url_file: Path, message_id: str, to: str | None) -> Any:
+    """Apprise's service for a file's URL, a secret: `ConfigurationError` is raised without showing it."""
     parsed = url_to_dict(read_secret(url_file), secure_logging=True)  # type: ignore[no-untyped-call]
     if parsed is None:
         raise ConfigurationError(f"{url_file} holds no Apprise URL: mailtos://…, slack://…, msteams://…")

@@ -11,20 +11,9 @@ from broker.notifications.delivery import DeliveryState
 from broker.notifications.kinds import NEWS, Channel, Kind
 from broker.notifications.tables import AttemptRow, DeliveryRow, NotificationRow, WebhookRow
 from broker.notifications.texts import Message, write
+from broker.settings import News
 from broker.text import Line, RequestModel
 
-News = Literal[
-    "run_approval_requested",
-    "run_decided",
-    "run_started",
-    "run_completed",
-    "run_failed",
-    "run_timed_out",
-    "quota_80",
-    "quota_100",
-    "cluster_unreachable",
-]
-"""`kinds.NEWS`, as OpenAPI shows it (a test compares)."""
 Email = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$", max_length=254),

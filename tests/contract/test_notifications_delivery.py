@@ -1,5 +1,7 @@
 """The outbox against real receivers and real databases: at least once, under one id, whatever happens."""
 
+import json
+import os
 import socket
 import ssl
 import threading
@@ -23,6 +25,8 @@ from broker.notifications.courier import LEASE, Courier
 from broker.notifications.outbox import distribute, purge
 from broker.notifications.tables import AttemptRow, DeliveryRow, NotificationRow, WebhookRow
 from tests.api_support import Api, context
+from tests.harness.processes import Process
+from tests.harness.product import BROKER
 from tests.postgres import fresh_database
 from tests.receivers import mail_server, web_server
 
@@ -211,6 +215,53 @@ def test_a_crash_between_sending_and_noting_repeats_the_message_under_its_id(tmp
             tries = session.scalars(select(AttemptRow).order_by(AttemptRow.number)).all()
         assert [one.ended_at is None for one in tries] == [True, False]
         assert row.state == "delivered" and row.tries == 2
+
+
+def no_store(folder):
+    """Settings of an object store that is never asked: a worker without a cluster needs none."""
+    key = folder / "s3.key"
+    key.write_text("unused")
+    key.chmod(0o600)
+    return {
+        "endpoint_url": "http://127.0.0.1:9",
+        "access_key_file": str(key),
+        "secret_key_file": str(key),
+    }
+
+
+def test_a_worker_process_killed_while_sending_loses_nothing(tmp_path, receiver):
+    """SIGKILL between the sending and its noting: the next process sends the same message again."""
+    data = tmp_path / "data"
+    receiver.hold = threading.Event()
+    with service(tmp_path) as api:
+        add_hook(api, receiver)
+        for number in range(3):
+            with api.ctx.db.write() as session:
+                notify(session, "run_failed", "default", subject=str(number), data={})
+        env = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+        env |= {
+            "BROKER_DATA_DIR": str(data),
+            "BROKER_LEASE_S": "3",
+            "BROKER_NOTIFICATIONS": json.dumps(FAST),
+            "BROKER_S3": json.dumps(no_store(tmp_path)),
+        }
+        first = Process("first", [str(BROKER), "worker"], env, tmp_path / "first.log")
+        try:
+            began = receiver.next(30)
+        finally:
+            first.kill()
+        receiver.hold.set()
+        receiver.hold = None
+        second = Process("second", [str(BROKER), "worker"], env, tmp_path / "second.log")
+        try:
+            got = [receiver.next(60) for _ in range(3)]
+            rows = ended(api.ctx, 3)
+        finally:
+            second.stop()
+        assert got[0].headers["webhook-id"] == began.headers["webhook-id"]
+        assert all(one.verified for one in [began, *got])
+        assert [one.json["data"]["subject"] for one in got] == ["0", "1", "2"]
+        assert [(row.state, row.tries) for row in rows] == [("delivered", 2)] + [("delivered", 1)] * 2
 
 
 def test_a_receiver_that_hangs_holds_up_nobody_else(tmp_path, receiver):
@@ -457,6 +508,24 @@ def test_the_owner_of_a_run_is_mailed_in_the_language_of_choice(tmp_path):
         assert mail["X-Broker-Message-Id"] == row.notification_id
         body = mail.get_body(("plain", "html")).get_content()
         assert "run-7" in body
+
+
+def test_users_text_is_no_markup_in_a_mail(tmp_path):
+    with with_mail(tmp_path) as (server, api):
+        ann = api.add("ann")
+        api.call("PUT", "/notifications/preferences", "ann", json={"email": "ann@example.org"})
+        evil = "<img src=x onerror=alert(1)>"
+        with running(api.ctx):
+            with api.ctx.db.write() as session:
+                about = {"error": f"{evil}\r\nBcc: all@example.org"}
+                notify(session, "run_failed", "default", subject=evil, data=about, user_id=ann)
+            recipients, mail = server.next()
+            ended(api.ctx)
+        assert recipients == ["ann@example.org"] and mail["Bcc"] is None
+        assert mail["Subject"] == f"{evil} has failed"
+        for part in mail.walk():
+            if part.get_content_type() == "text/html":
+                assert "<img" not in part.get_content() and "&lt;img" in part.get_content()
 
 
 def test_a_mail_that_is_refused_is_tried_again_and_says_why(tmp_path):

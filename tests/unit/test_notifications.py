@@ -12,15 +12,16 @@ from standardwebhooks import Webhook
 from broker.errors import Denied, InvalidRequest
 from broker.identity.permissions import Principal, Role
 from broker.notifications.channels import wished
+from broker.notifications.checks import check_notifications
 from broker.notifications.delivery import DeliveryState, Outcome, Patience, decide
 from broker.notifications.guard import Rules, checked_url, resolve
 from broker.notifications.kinds import AUDIENCE, NEWS, Audience, Channel, Kind, concerns, wanted
 from broker.notifications.outbox import Book, receivers
-from broker.notifications.schemas import Email, News
+from broker.notifications.schemas import Email
 from broker.notifications.signing import Keyring, headers, valid_versions
 from broker.notifications.tables import PreferenceRow, WebhookRow
 from broker.notifications.texts import DETAILS, TITLES, Message, plain, write
-from broker.settings import ChatSettings
+from broker.settings import ChatSettings, News, NotificationSettings
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 PATIENCE = Patience(max_tries=4, first_pause_s=5, longest_pause_s=60)
@@ -30,7 +31,7 @@ OTHER_LEAD = Principal("us-other", "other", Role.TENANT_ADMIN, "speech")
 ROOT = Principal("us-root", "root", Role.ADMIN, "default")
 
 
-def test_names_in_the_api_are_the_kinds():
+def test_names_in_settings_and_api_are_the_kinds():
     assert get_args(News) == tuple(NEWS)
 
 
@@ -320,3 +321,46 @@ def test_one_private_address_among_public_ones_refuses_the_name(monkeypatch):
 def test_an_address_is_one_address(address, good):
     pattern = next(item.pattern for item in Email.__metadata__ if getattr(item, "pattern", None))
     assert bool(re.fullmatch(pattern, address)) is good
+
+
+# ---- what doctor says --------------------------------------------------------------------------------------
+
+
+def secret(path, text, mode=0o600):
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_doctor_says_which_way_can_not_be_used_and_shows_no_secret(tmp_path):
+    good = secret(tmp_path / "good", "mailtos://robot:hunter2@smtp.example.org?from=a@example.org")
+    slack = secret(tmp_path / "slack", "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/")
+    rooms = {
+        "ops": {"url_file": slack},
+        "open": {"url_file": secret(tmp_path / "open", "json://localhost/", 0o644)},
+        "odd": {"url_file": secret(tmp_path / "odd", "no-such-service://hunter2")},
+        "gone": {"url_file": tmp_path / "gone"},
+    }
+    settings = NotificationSettings(email_url_file=good, chat=rooms, ca_file=tmp_path / "no.pem")
+    checks = {check.name: check for check in check_notifications(settings)}
+    assert [name for name, check in checks.items() if check.status == "ok"] == ["mail server", "chat ops"]
+    assert "chmod 600" in checks["chat open"].detail and checks["certificates"].status == "fail"
+    assert all(check.remedy for check in checks.values() if check.status == "fail")
+    assert "hunter2" not in str(checks)
+
+
+def test_doctor_says_nothing_of_what_is_not_configured():
+    assert list(check_notifications(NotificationSettings())) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"chat": {"ops": {"url_file": "x", "kinds": ["run_exploded"]}}}, "kinds"),
+        ({"allowed_networks": ["10.0.0.1/8"]}, "allowed_networks"),
+        ({"max_tries": 0}, "max_tries"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(settings, place):
+    with pytest.raises(ValueError, match=place):
+        NotificationSettings.model_validate(settings)
