@@ -132,7 +132,7 @@ def create_user(session: Session, principal: Principal, wanted: UserCreate, hash
         updated_at=now,
     )
     session.add(user)
-    record(session, principal, "user.create", "user", user.id, None, shown(user))
+    record(session, principal, "user.create", "user", user.id, None, shown(user), tenant=tenant)
     return user
 
 
@@ -156,7 +156,7 @@ def change_user(
     if before["active"] and before["role"] == Role.ADMIN:
         _keep_an_admin(session)
     user.updated_at = utcnow()
-    record(session, principal, "user.change", "user", user.id, before, shown(user))
+    record(session, principal, "user.change", "user", user.id, before, shown(user), tenant=before["tenant"])
 
 
 def withdraw(session: Session, user: UserRow) -> None:
@@ -261,7 +261,9 @@ def reset_admin(db: Database, data_dir: Path, username: str = FIRST_ADMIN) -> On
             user.role, user.active = Role.ADMIN, True
             _set_password(user, hashed, must_change=True)
             withdraw(session, user)
-            record(session, SYSTEM, "user.reset_admin", "user", user.id, before, shown(user))
+            record(
+                session, SYSTEM, "user.reset_admin", "user", user.id, before, shown(user), tenant=user.tenant
+            )
         return _write_once(data_dir, username, password)
 
 

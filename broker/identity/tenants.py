@@ -82,7 +82,7 @@ def create_tenant(session: Session, principal: Principal, wanted: TenantCreate) 
         updated_at=now,
     )
     session.add(row)
-    record(session, principal, "tenant.create", "tenant", row.name, None, shown(row))
+    record(session, principal, "tenant.create", "tenant", row.name, None, shown(row), tenant=row.name)
     return row
 
 
@@ -95,7 +95,7 @@ def change_tenant(session: Session, principal: Principal, row: TenantRow, change
     for name, value in fields.items():
         setattr(row, name, value)
     row.updated_at = utcnow()
-    record(session, principal, "tenant.change", "tenant", row.name, before, shown(row))
+    record(session, principal, "tenant.change", "tenant", row.name, before, shown(row), tenant=row.name)
 
 
 def shown(row: TenantRow) -> dict[str, Any]:

@@ -283,7 +283,9 @@ def switch_off(session: Session, webhook_id: str, now: datetime) -> None:
     hook.active, hook.updated_at = False, now
     hook.disabled_reason = "It answered 410 (gone)"
     after = {"active": False, "disabled_reason": hook.disabled_reason}
-    record(session, SYSTEM, "webhook.disable", "webhook", hook.id, {"active": True}, after, tenant=hook.tenant)
+    record(
+        session, SYSTEM, "webhook.disable", "webhook", hook.id, {"active": True}, after, tenant=hook.tenant
+    )
 
 
 def _unwanted(error: str) -> Callable[[], Outcome]:

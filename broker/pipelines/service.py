@@ -83,7 +83,7 @@ def _add_version(
     )
     session.add(version)
     after = {"pipeline_id": pipeline.external_id, "number": version.number, "content_hash": fingerprint}
-    record(session, principal, "pipeline.store", "pipeline", pipeline.id, None, after)
+    record(session, principal, "pipeline.store", "pipeline", pipeline.id, None, after, tenant=pipeline.tenant)
     session.flush()
     return version
 
@@ -166,7 +166,9 @@ def remove_pipeline(session: Session, principal: Principal, ref: str) -> None:
     check_owner(principal, pipeline)
     pipeline.deleted_at = pipeline.updated_at = utcnow()
     before = {"pipeline_id": pipeline.external_id, "latest_version": pipeline.latest_version}
-    record(session, principal, "pipeline.remove", "pipeline", pipeline.id, before, None)
+    record(
+        session, principal, "pipeline.remove", "pipeline", pipeline.id, before, None, tenant=pipeline.tenant
+    )
 
 
 def check_owner(principal: Principal, pipeline: PipelineRow) -> None:

@@ -93,7 +93,7 @@ def set_quota(session: Session, principal: Actor, tenant: str, change: QuotaChan
     for name, value in change.model_dump().items():
         setattr(row, name, value)
     row.updated_at = utcnow()
-    record(session, principal, "quota.set", "tenant", tenant, before, change.model_dump())
+    record(session, principal, "quota.set", "tenant", tenant, before, change.model_dump(), tenant=tenant)
     session.flush()
     return row
 

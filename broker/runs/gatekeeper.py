@@ -189,7 +189,7 @@ class Gatekeeper:
             row.trouble = f"{reason}. Cancel and retry the run, or put it right with scontrol and approve it"
             emit(session, row, "release_refused", differences=[str(each) for each in found[:LISTED]])
             after = {"differences": [str(each) for each in found[:LISTED]]}
-            record(session, SYSTEM, "run.release_refused", "run", row.id, None, after)
+            record(session, SYSTEM, "run.release_refused", "run", row.id, None, after, tenant=row.tenant)
 
     # ---- watching -----------------------------------------------------------------------------------
 
@@ -256,7 +256,8 @@ class Gatekeeper:
             row.error_code = SlurmRefused.code
             row.error = f"Changed after its approval, and ended for that: {'; '.join(listed)}. Retry the run"
             emit(session, row, "job_outgrew_approval", differences=listed)
-            record(session, SYSTEM, "run.outgrew_approval", "run", row.id, None, {"differences": listed})
+            after = {"differences": listed}
+            record(session, SYSTEM, "run.outgrew_approval", "run", row.id, None, after, tenant=row.tenant)
 
 
 def _sentence(found: Sequence[Difference]) -> str:

@@ -116,7 +116,7 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
             "cluster": cluster,
             "approval": run.approval,
         }
-        record(session, principal, "run.create", "run", run.id, None, after)
+        record(session, principal, "run.create", "run", run.id, None, after, tenant=run.tenant)
         session.flush()
         holds = ["submission", "approval"] if run.needs_approval else ["submission"]
         view = compose_view(session, run, jobs, holds, principal.username, version.number)
@@ -221,7 +221,8 @@ def cancel_run(ctx: Context, principal: Principal, run_id: str) -> RunView:
             run.cancelled_by = principal.user_id
             run.next_try_at = None
             emit(session, run, "cancel_requested", by=principal.username)
-            record(session, principal, "run.cancel", "run", run.id, {"state": run.state}, {"cancel": True})
+            before, after = {"state": run.state}, {"cancel": True}
+            record(session, principal, "run.cancel", "run", run.id, before, after, tenant=run.tenant)
         session.flush()
         view = view_run(session, run)
     ctx.wake()
@@ -254,6 +255,7 @@ def retry_run(
             run.id,
             None,
             {"attempt": run.attempt, "components": again},
+            tenant=run.tenant,
         )
         session.flush()
         view = view_run(session, run)
