@@ -18,6 +18,7 @@ from broker.cli import (
     models,
     notifications,
     pipelines,
+    queue,
     quotas,
     runs,
     server,
@@ -66,6 +67,7 @@ def root(
 auth.register(app)
 app.add_typer(pipelines.app)
 app.add_typer(runs.app)
+queue.register(app)
 app.add_typer(models.app)
 admin.register(app)
 app.add_typer(tenants.app)
