@@ -28,6 +28,7 @@ import broker.queueing.tables
 import broker.quotas.tables
 import broker.runs.tables
 import broker.tenancy.tables  # noqa: F401 - imported for their tables
+from broker.audit.guard import ensure_guard
 from broker.db import Base, Database
 from broker.errors import ConfigurationError
 from broker.identity.tenants import ensure_tenants
@@ -77,5 +78,6 @@ def upgrade(db: Database) -> tuple[str | None, str | None]:
         made.attributes["connection"] = connection
         command.upgrade(made, "head")
         ensure_tenants(connection)
+        ensure_guard(connection)
         after = MigrationContext.configure(connection).get_current_revision()
     return before, after

@@ -3,14 +3,15 @@
 They stand against a mistake in the broker and against whoever has the broker's database account. Who owns the
 tables can drop them; what such a hand does is found by the chain (`broker.audit.chain`).
 
-A migration that recreates such a table (Alembic's batch mode on SQLite) must call `create_guard` again.
+A migration that recreates such a table (Alembic's batch mode on SQLite) loses its triggers, so every upgrade
+ends with `ensure_guard`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 REFUSAL: Final = "the audit trail is append-only"
 """What the database says when it refuses."""
@@ -18,6 +19,10 @@ REFUSAL: Final = "the audit trail is append-only"
 _TABLES: Final = {"audit": ("id",), "audit_seals": ("number", "audit_id")}
 """Guarded tables with their unique columns."""
 _FUNCTION: Final = "broker_audit_refuse"
+_ON_SQLITE: Final = {
+    f"{table}_{name}" for table in _TABLES for name in ("no_update", "no_delete", "no_replace")
+}
+_ON_POSTGRES: Final = {f"{table}_{name}" for table in _TABLES for name in ("no_change", "no_truncate")}
 
 
 def create_guard(bind: Connection) -> None:
@@ -42,13 +47,26 @@ def create_guard(bind: Connection) -> None:
         )
 
 
+def is_guarded(bind: Connection) -> bool:
+    """Whether every trigger is there and in force."""
+    if bind.dialect.name == "sqlite":
+        found = bind.exec_driver_sql("select name from sqlite_master where type = 'trigger'")
+        return set(found.scalars()) >= _ON_SQLITE
+    found = bind.exec_driver_sql("select tgname from pg_trigger where tgenabled in ('O', 'A')")
+    return set(found.scalars()) >= _ON_POSTGRES
+
+
+def ensure_guard(bind: Connection) -> None:
+    """Make the triggers again if one is missing; does nothing at a revision that has no chain yet."""
+    if inspect(bind).has_table("audit_seals") and not is_guarded(bind):
+        create_guard(bind)
+
+
 def drop_guard(bind: Connection) -> None:
     """Remove the triggers (for a migration that must alter the tables)."""
-    names = ("no_change", "no_truncate", "no_update", "no_delete", "no_replace")
     if bind.dialect.name == "sqlite":
-        for table in _TABLES:
-            for name in names:
-                bind.exec_driver_sql(f"drop trigger if exists {table}_{name}")
+        for name in sorted(_ON_SQLITE):
+            bind.exec_driver_sql(f"drop trigger if exists {name}")
     else:
         bind.exec_driver_sql(f"drop function if exists {_FUNCTION}() cascade")
 

@@ -18,6 +18,7 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from broker.audit.chain import EMPTY, FIELDS, LATE, Breach, Broken, Head, Link, digest, examine
+from broker.audit.guard import is_guarded
 from broker.audit.tables import AuditRow, SealRow
 from broker.db import Database, first_id
 from broker.db.leases import Lease, database_time
@@ -34,12 +35,16 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found. `unsealed` rows were written just now, or nobody seals."""
+    """What `verify` found. `unsealed` rows were written just now, or nobody seals.
+
+    `guarded`: the database refuses to change and remove rows (`broker.audit.guard`).
+    """
 
     sealed: int
     unsealed: int
     head: Head
     broken: Broken | None
+    guarded: bool
 
 
 def seal(db: Database, lease: Lease, data_dir: Path) -> int:
@@ -102,7 +107,8 @@ def verify(db: Database, known: Sequence[Head] = ()) -> Verification:
         if stray:
             detail = "The row lies in the time of sealed ones and has no seal: it was inserted afterwards"
             broken = Broken(Breach.INSERTED, None, stray, detail)
-    return Verification(found.head.number, count, found.head, broken)
+        guarded = is_guarded(session.connection())
+    return Verification(found.head.number, count, found.head, broken, guarded)
 
 
 def _links(session: Session) -> Iterator[Link]:

@@ -129,7 +129,7 @@ def verify(
 
     Reads the database itself. A head that was kept elsewhere also proves that the trail was not computed anew
     and its end not cut off; the last head that this machine sealed is always compared. Exit code 1 names the
-    first broken row.
+    first broken row, or says that the database no longer refuses changes.
     """
     from broker.audit import sealing
 
@@ -140,6 +140,7 @@ def verify(
     broken = found.broken
     data = {
         "intact": broken is None,
+        "guarded": found.guarded,
         "sealed": found.sealed,
         "unsealed": found.unsealed,
         "head": str(found.head) if found.sealed else None,
@@ -152,7 +153,7 @@ def verify(
         },
     }
     emit(data, lambda: _verified(found), as_json=as_json)
-    if broken:
+    if broken or not found.guarded:
         raise typer.Exit(_BROKEN)
 
 
@@ -218,6 +219,10 @@ def _verified(found: Verification) -> RenderableType:
         ("audit trail", "BROKEN" if broken else "intact"),
         ("rows sealed", f"{found.sealed}"),
         ("not yet sealed", found.unsealed or None),
+        (
+            "guard",
+            None if found.guarded else "MISSING: rows can be changed; `broker db upgrade` makes it again",
+        ),
     ]
     if broken:
         pairs += [

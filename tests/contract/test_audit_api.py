@@ -180,7 +180,7 @@ def test_verify_ends_with_1_and_names_the_first_broken_row(tmp_path, monkeypatch
         monkeypatch.setenv("BROKER_DATA_DIR", str(tmp_path))
         assert main(["audit", "verify", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
-        assert (told["intact"], told["sealed"], told["broken"]) == (True, 3, None)
+        assert (told["intact"], told["guarded"], told["sealed"], told["broken"]) == (True, True, 3, None)
         assert main(["audit", "verify", "--head", told["head"]]) == 0
         assert told["head"] in capsys.readouterr().out
         assert main(["audit", "verify", "--head", "3:" + "0" * 64, "--json"]) == 1
@@ -196,3 +196,12 @@ def test_verify_ends_with_1_and_names_the_first_broken_row(tmp_path, monkeypatch
         assert main(["audit", "verify", "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["broken"]["audit_id"] == changed
         assert main(["audit", "verify", "--head", "nonsense"]) == 2
+
+
+def test_verify_ends_with_1_when_the_database_no_longer_refuses(tmp_path, monkeypatch, capsys):
+    with context(tmp_path) as ctx:
+        monkeypatch.setenv("BROKER_DATA_DIR", str(tmp_path))
+        with ctx.db.engine.execution_options(broker_write=True).begin() as connection:
+            drop_guard(connection)
+        assert main(["audit", "verify"]) == 1
+        assert "MISSING" in capsys.readouterr().out

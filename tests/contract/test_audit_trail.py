@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
+from broker import schema
 from broker.audit import record
 from broker.audit.chain import LATE, Breach, Head, digest
 from broker.audit.guard import REFUSAL, create_guard, drop_guard
@@ -121,6 +122,24 @@ def test_the_guard_may_be_made_again_and_be_dropped(ctx):
         drop_guard(connection)
         assert connection.execute(text("delete from audit")).rowcount == 1
         create_guard(connection)
+
+
+def test_a_guard_that_somebody_dropped_is_missed_and_made_again_by_an_upgrade(ctx):
+    assert verify(ctx.db).guarded
+    with ctx.db.engine.execution_options(broker_write=True).begin() as connection:
+        name = "audit_no_delete" if ctx.db.is_sqlite else "audit_no_change"
+        connection.execute(text(f"drop trigger {name}" + ("" if ctx.db.is_sqlite else " on audit")))
+    assert not verify(ctx.db).guarded
+    schema.upgrade(ctx.db)
+    assert verify(ctx.db).guarded
+
+
+def test_a_guard_that_somebody_switched_off_is_missed(ctx):
+    if ctx.db.is_sqlite:
+        pytest.skip("SQLite can't switch a trigger off")
+    with ctx.db.write() as session:
+        session.execute(text("alter table audit disable trigger audit_no_change"))
+    assert not verify(ctx.db).guarded
 
 
 # ---- sealing -----------------------------------------------------------------------------------------
