@@ -143,6 +143,9 @@ class PriorityChanger:
                 row.frozen = row.frozen or wish.explicit
                 return
             row.jobs, row.message = list(came.jobs), came.message
+            if not came.jobs and row.asked_by_id == SYSTEM.user_id:
+                row.state = "applied"  # it started before it could be given its level: nothing to tell
+                return
             if came.again:
                 row.next_try_at, row.tries = utcnow() + back_off(row.tries), row.tries + 1
                 return

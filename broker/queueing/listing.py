@@ -56,19 +56,30 @@ class _Facts:
     default_cpus: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A run's place in the queue; `positions` are those of all waiting jobs, by row id."""
+
+    number: int
+    jobs: Sequence[_Job]
+    positions: Mapping[str, int]
+    facts: _Facts
+
+
 def list_queue(
     ctx: Context, principal: Principal, cluster: str | None = None, limit: int = 200, offset: int = 0
 ) -> QueueView:
     """What waits on every cluster, or on one; positions count all runs, shown are those one may see."""
     names = [cluster] if cluster else list(ctx.settings.clusters)
-    entries: list[QueueEntry] = []
+    visible: list[_Place] = []
     sources: list[QueueSource] = []
     with ctx.db.read() as session:
         for name in names:
-            default_cpus = ctx.cluster(name).default_cpus
             sources.append(_source(session, name))
-            entries += _of_cluster(session, principal, name, default_cpus)
-    return QueueView(items=entries[offset : offset + limit], total=len(entries), sources=sources)
+            places = _of_cluster(session, name, ctx.cluster(name).default_cpus)
+            visible += [place for place in places if may_see(principal, place.jobs[0].run)]
+    shown = [_entry(place) for place in visible[offset : offset + limit]]
+    return QueueView(items=shown, total=len(visible), sources=sources)
 
 
 def _source(session: Session, cluster: str) -> QueueSource:
@@ -82,19 +93,15 @@ def _source(session: Session, cluster: str) -> QueueSource:
     )
 
 
-def _of_cluster(session: Session, principal: Principal, cluster: str, default_cpus: int) -> list[QueueEntry]:
+def _of_cluster(session: Session, cluster: str, default_cpus: int) -> list[_Place]:
+    """The runs of which something waits: each stands where its first waiting job does."""
     jobs, facts = _read(session, cluster, default_cpus)
     by_run: dict[str, list[_Job]] = defaultdict(list)
     positions: dict[str, int] = {}
     for job in jobs:
         by_run[job.run.id].append(job)
         positions[job.row.id] = len(positions) + 1
-    ready = [positions[job.row.id] for job in jobs if job.rank is Rank.READY]
-    shown = []
-    for place, waiting in enumerate(by_run.values(), 1):  # a run stands where its first waiting job does
-        if may_see(principal, waiting[0].run):
-            shown.append(_entry(place, waiting, positions, len(ready), facts))
-    return shown
+    return [_Place(number, waiting, positions, facts) for number, waiting in enumerate(by_run.values(), 1)]
 
 
 def _read(session: Session, cluster: str, default_cpus: int) -> tuple[list[_Job], _Facts]:
@@ -171,16 +178,14 @@ def _job(
     return _Job(row, run, seen, rank, waits_for)
 
 
-def _entry(
-    place: int, waiting: Sequence[_Job], positions: Mapping[str, int], ready: int, facts: _Facts
-) -> QueueEntry:
-    run = waiting[0].run
-    jobs = [_job_view(job, positions[job.row.id], ready, facts) for job in waiting]
+def _entry(place: _Place) -> QueueEntry:
+    waiting, facts, run = place.jobs, place.facts, place.jobs[0].run
+    jobs = [_job_view(job, place.positions[job.row.id], facts) for job in waiting]
     requested = largest([job.row.resources for job in waiting])
     submitted = [job.row.submitted_at for job in waiting if job.row.submitted_at]
     level, wish = Level(run.priority), facts.wishes.get(run.id)
     return QueueEntry(
-        position=place,
+        position=place.number,
         run_id=run.id,
         number=run.number,
         name=run.name,
@@ -209,12 +214,12 @@ def _entry(
     )
 
 
-def _job_view(job: _Job, position: int, ready: int, facts: _Facts) -> WaitingJobView:
+def _job_view(job: _Job, position: int, facts: _Facts) -> WaitingJobView:
     seen = job.seen
     wish = facts.wishes.get(job.run.id)
     explicit = wish is not None and wish.frozen and seen is not None and seen.priority == wish.number
     frozen = seen is not None and not seen.held and (seen.frozen or explicit)
-    why = _why(job, position, ready, facts.holds.get(job.run.id, {}))
+    why = _why(job, position, facts.holds.get(job.run.id, {}))
     parts = seen.parts if seen and not frozen else None
     return WaitingJobView(
         position=position,
@@ -233,7 +238,7 @@ def _job_view(job: _Job, position: int, ready: int, facts: _Facts) -> WaitingJob
     )
 
 
-def _why(job: _Job, position: int, ready: int, holds: Mapping[str, str]) -> Why:
+def _why(job: _Job, position: int, holds: Mapping[str, str]) -> Why:
     reason = job.seen.reason if job.seen else job.row.reason
     return explain(
         Waiting(
@@ -242,7 +247,7 @@ def _why(job: _Job, position: int, ready: int, holds: Mapping[str, str]) -> Why:
             holds=holds,
             in_slurm=job.row.slurm_job_id is not None,
             trouble=job.run.trouble,
-            ahead=min(position - 1, ready) if job.rank is Rank.READY else 0,
+            ahead=position - 1 if job.rank is Rank.READY else 0,
             restarts=job.seen.restarts if job.seen else job.row.restarts,
         )
     )

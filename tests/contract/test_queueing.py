@@ -37,7 +37,7 @@ from tests.api_support import Api, context
 SUBMITTED = datetime(2026, 11, 1, 8, tzinfo=UTC)
 
 
-class FakeSlurm:
+class Controller:
     """Jobs by id. Answers `adjust` and `priorities` as the controller would, and counts the commands."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class World:
     """One API, one cluster's worker parts, and the Slurm that is not there."""
 
     def __init__(self, ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ctx, self.api, self.slurm = ctx, Api(ctx), FakeSlurm()
+        self.ctx, self.api, self.slurm = ctx, Api(ctx), Controller()
         self.tenant = "t" + secrets.token_hex(4)  # the tests share one PostgreSQL
         self.admin, self.ann = f"root-{self.tenant}", f"ann-{self.tenant}"
         self.admin_id = self.api.add(self.admin, Role.ADMIN)
@@ -472,6 +472,17 @@ def test_training_of_internal_users_is_high_and_slurm_is_told(world: World) -> N
     assert world.audit(run_id)[-1].actor_name == "system"
     assert world.level(world.run(eve, priority_class="inference")) == "normal"
     assert world.work() == []
+
+
+def test_a_level_that_comes_too_late_for_a_run_that_started_is_no_event(world: World) -> None:
+    eve = f"eve-{world.tenant}"
+    world.api.add(eve, Role.INTERNAL, world.tenant)
+    run_id = world.run(eve)
+    with world.ctx.db.write() as session:
+        for job in attempt_jobs(session, run_id, 1):
+            job.state = JobState.RUNNING
+    assert world.work() == [run_id]
+    assert world.work() == world.audit(run_id) == world.slurm.commands == []
 
 
 def test_only_an_admin_asks_for_high(world: World) -> None:
