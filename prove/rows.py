@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prove import fairness
 from tests.harness import faults, timing
 from tests.harness.cluster import ROOT, Cluster
 from tests.harness.kills import Campaign
@@ -152,6 +153,14 @@ def large(stage: Stage) -> Measured:
         return Measured(assert_large_output_arrives(broker, 1024))
 
 
+def fair_share(stage: Stage) -> Measured:
+    """Two tenants, one greedy, on a small partition."""
+    settings = {"partition": fairness.PARTITION, "poll_interval_s": 5.0}
+    with stage.broker(cluster_settings=settings) as broker:
+        text, holds = fairness.describe(fairness.queue_for_gpus(broker))
+    return Measured(text, holds)
+
+
 def hostile(stage: Stage) -> Measured:
     """The tests of hostile text, on a cluster of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_hostile_text.py"]
@@ -210,6 +219,13 @@ ROWS = (
         "object store down 1 min",
         "nothing lost, no false state, recovery by itself",
         fault(faults.object_store_down, 60),
+    ),
+    Row(
+        "fair-share",
+        "two tenants with equal shares, one greedy, 200 short jobs, both queueing on a small partition, "
+        "`PriorityCalcPeriod=1`",
+        "ratio of GPU time within 10 % of the shares",
+        fair_share,
     ),
     Row("large", "a 1 GiB output", "arrives checksummed, broker memory grows < 100 MB", large),
     Row(

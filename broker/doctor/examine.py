@@ -191,6 +191,14 @@ def _configuration(
             "association",
             lambda: rules.association_checks(cluster, ask(host, command, patience), user, config),
         )
+        yield from guarded(
+            "priority classes",
+            lambda: [
+                rules.class_check(
+                    cluster, {one.name for one in slurm.qos_limits()}, ask(host, command, patience), user
+                )
+            ],
+        )
     yield from guarded("overcommit", lambda: rules.overcommit_checks(config, ask(host, Sharing(), patience)))
     yield rules.lifetime_check(config, capabilities.version, cluster.poll_interval_s)
     yield from rules.behaviour_checks(config)

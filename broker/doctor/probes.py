@@ -22,6 +22,7 @@ from broker.errors import BrokerError, NotFound, TransferInterrupted
 from broker.hosts import Host
 from broker.settings import ClusterSettings
 from broker.slurm import DONE, Result, SlurmClient
+from broker.tenancy.objects import DEFAULT_CLASS, qos_name
 
 MARKER = ".broker-doctor"
 NODE_WAIT_S = 90.0
@@ -83,8 +84,9 @@ class NodeFacts:
 def job_arguments(cluster: ClusterSettings) -> list[str]:
     """What every probe job asks for."""
     words = ["--time=2", "--nodes=1", "--ntasks=1", "--mem=64M", "--export=NONE", "--chdir=/", "--no-requeue"]
-    for option in ("partition", "account", "qos"):
-        if value := getattr(cluster, option):
+    qos = qos_name(cluster, DEFAULT_CLASS) if cluster.priority_classes else cluster.qos
+    for option, value in (("partition", cluster.partition), ("account", cluster.account), ("qos", qos)):
+        if value:
             words.append(f"--{option}={value}")
     return words
 

@@ -11,6 +11,7 @@ from broker.checks import Check, Status
 from broker.doctor.commands import Association, PartitionSharing
 from broker.settings import ClusterSettings
 from broker.slurm import Config, Node, Partition, Version
+from broker.tenancy.objects import qos_name
 
 OLDEST, NEWEST = Version(22, 5, 0), Version(26, 5, 99)
 """The releases whose answers the parsers are tested with."""
@@ -79,6 +80,29 @@ def association_checks(
         more = f"sacctmgr modify user {user} where account={name} set qos+={cluster.qos}"
         checks.append(Check("QOS", "fail", detail, more))
     return checks
+
+
+def class_check(
+    cluster: ClusterSettings, qos: Collection[str], associations: Sequence[Association], user: str
+) -> Check:
+    """Is there a QOS for each priority class, and may our account use it? `qos`: all names there are."""
+    name = "priority classes"
+    if not cluster.priority_classes:
+        return Check(name, "ok", "off: every class is the same (`priority_classes`)")
+    wanted = [qos_name(cluster, one) for one in cluster.classes]
+    remedy = (
+        "broker cluster sync (QOS take a Slurm Administrator: --script), or set `priority_classes = false`"
+    )
+    if missing := [one for one in wanted if one not in qos]:
+        return Check(name, "fail", f"there is no QOS {', '.join(missing)}: sbatch will refuse jobs", remedy)
+    account = [one for one in associations if one.user == user and cluster.account in (None, one.account)]
+    allowed = {one for association in account for one in association.qos}
+    denied = [one for one in wanted if one not in allowed]
+    if denied and cluster.run_as == "service":
+        return Check(name, "fail", f"{user} may not use QOS {', '.join(denied)}", remedy)
+    if twins := [one for c in cluster.classes if (one := qos_name(cluster, c, approved=True)) not in qos]:
+        return Check(name, "warn", f"no QOS for approved jobs: {', '.join(twins)}", remedy)
+    return Check(name, "ok", ", ".join(wanted))
 
 
 def partition_check(cluster: ClusterSettings, partitions: Iterable[Partition]) -> Check:

@@ -162,9 +162,11 @@ def test_a_nodes_answer_is_read() -> None:
 
 
 def test_probe_jobs_ask_for_what_the_settings_say() -> None:
-    cluster = ClusterSettings(partition="gpu", account="ml", qos="high")
+    cluster = ClusterSettings(partition="gpu", account="ml", qos="high", priority_classes=False)
     words = probes.job_arguments(cluster)
     assert {"--partition=gpu", "--account=ml", "--qos=high", "--export=NONE"} <= set(words)
+    with_classes = probes.job_arguments(ClusterSettings(qos="high", qos_prefix="ml-"))
+    assert [word for word in with_classes if word.startswith("--qos")] == ["--qos=ml-training"]
 
 
 def test_a_key_that_others_can_read_fails() -> None:

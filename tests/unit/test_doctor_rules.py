@@ -110,6 +110,27 @@ def test_the_configured_qos_must_be_allowed_for_that_account() -> None:
     assert [check.status for check in rules.association_checks(CLUSTER, own, "broker", CONFIG)] == ["ok"]
 
 
+def test_every_priority_class_needs_its_qos_and_our_account_the_right_to_it() -> None:
+    classes = tuple(CLUSTER.classes)
+    twins = tuple(f"{name}-approved" for name in classes)
+
+    def check(cluster: ClusterSettings, there: tuple[str, ...], ours: tuple[str, ...]) -> tuple[str, str]:
+        found = rules.class_check(cluster, there, [Association("ml", "broker", ours)], "broker")
+        return found.status, found.detail
+
+    assert check(CLUSTER, (*classes, *twins), classes)[0] == "ok"
+    assert check(CLUSTER, classes, classes)[0] == "warn"
+    assert check(CLUSTER, (*classes[1:], *twins), classes) == (
+        "fail",
+        f"there is no QOS {classes[0]}: sbatch will refuse jobs",
+    )
+    status, detail = check(CLUSTER, (*classes, *twins), classes[:-1])
+    assert (status, classes[-1] in detail) == ("fail", True)
+    as_people = CLUSTER.model_copy(update={"run_as": "user"})
+    assert check(as_people, (*classes, *twins), ())[0] == "ok", "the jobs are not ours there"
+    assert check(CLUSTER.model_copy(update={"priority_classes": False}), (), ())[0] == "ok"
+
+
 def test_jobs_need_a_partition_that_takes_them() -> None:
     named = CLUSTER.model_copy(update={"partition": "gpu"})
     assert rules.partition_check(named, [PARTITION]).status == "ok"
