@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from broker.context import Context
 from broker.db import utcnow
@@ -32,6 +32,10 @@ from broker.runs.states import RUN_STATE_KO, JobState, RunState
 from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow
 from broker.runs.views import may_see
 
+_NEEDED = (
+    *(JobRow.run_id, JobRow.component, JobRow.position, JobRow.slurm_job_id, JobRow.state, JobRow.reason),
+    *(JobRow.restarts, JobRow.resources, JobRow.submitted_at),
+)
 FINAL = [state for state in RunState if state.final]
 
 
@@ -75,15 +79,15 @@ def list_queue(
     sources: list[QueueSource] = []
     with ctx.db.read() as session:
         for name in names:
-            sources.append(_source(session, name))
-            places = _of_cluster(session, name, ctx.cluster(name).default_cpus)
+            taken_at, queue = stored(session, name)
+            sources.append(_source(session, name, taken_at))
+            places = _of_cluster(session, name, queue, ctx.cluster(name).default_cpus)
             visible += [place for place in places if may_see(principal, place.jobs[0].run)]
     shown = [_entry(place) for place in visible[offset : offset + limit]]
     return QueueView(items=shown, total=len(visible), sources=sources)
 
 
-def _source(session: Session, cluster: str) -> QueueSource:
-    taken_at, _ = stored(session, cluster)
+def _source(session: Session, cluster: str, taken_at: datetime | None) -> QueueSource:
     row = session.get(ClusterRow, cluster)
     return QueueSource(
         cluster=cluster,
@@ -93,9 +97,9 @@ def _source(session: Session, cluster: str) -> QueueSource:
     )
 
 
-def _of_cluster(session: Session, cluster: str, default_cpus: int) -> list[_Place]:
+def _of_cluster(session: Session, cluster: str, queue: Mapping[int, Seen], default_cpus: int) -> list[_Place]:
     """The runs of which something waits: each stands where its first waiting job does."""
-    jobs, facts = _read(session, cluster, default_cpus)
+    jobs, facts = _read(session, cluster, queue, default_cpus)
     by_run: dict[str, list[_Job]] = defaultdict(list)
     positions: dict[str, int] = {}
     for job in jobs:
@@ -104,10 +108,11 @@ def _of_cluster(session: Session, cluster: str, default_cpus: int) -> list[_Plac
     return [_Place(number, waiting, positions, facts) for number, waiting in enumerate(by_run.values(), 1)]
 
 
-def _read(session: Session, cluster: str, default_cpus: int) -> tuple[list[_Job], _Facts]:
+def _read(
+    session: Session, cluster: str, queue: Mapping[int, Seen], default_cpus: int
+) -> tuple[list[_Job], _Facts]:
     """The waiting jobs of a cluster in the order in which Slurm would start them."""
-    _, queue = stored(session, cluster)
-    live = select(JobRow, RunRow).join(RunRow, RunRow.id == JobRow.run_id)
+    live = select(JobRow, RunRow).join(RunRow, RunRow.id == JobRow.run_id).options(load_only(*_NEEDED))
     rows = session.execute(
         live.where(
             RunRow.cluster == cluster,
