@@ -18,7 +18,7 @@ from broker.api.middleware import JSON_LIMIT, RequestScope
 from broker.approvals.routes import router as approvals_router
 from broker.context import Context
 from broker.identity.key_routes import router as keys_router
-from broker.identity.oidc_routes import make_sign_on
+from broker.identity.oidc_routes import links_router, make_sign_on
 from broker.identity.oidc_routes import router as sign_on_router
 from broker.identity.routes import router as identity_router
 from broker.identity.sessions import Authenticator
@@ -91,6 +91,7 @@ def make_app() -> FastAPI:
         tenancy_router,
         identity_router,
         sign_on_router,
+        links_router,
         keys_router,
         tenants_router,
         audit.router,

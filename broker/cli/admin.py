@@ -152,6 +152,36 @@ def activate(ctx: typer.Context, user: Username, as_json: Json = False) -> None:
     _patch(ctx, user, {"active": True}, as_json)
 
 
+@users.command(epilog=examples("broker user identities kim"))
+def identities(ctx: typer.Context, user: Username, as_json: Json = False) -> None:
+    """List who at a provider signs on as an account."""
+    with api(ctx) as client:
+        items = client.get(f"/users/{user}/identities")["items"]
+    emit(
+        items,
+        lambda: table(
+            ("ISSUER", "SUBJECT", "LINKED", "LAST SIGN-ON"),
+            (
+                (one["issuer"], one["subject"], when(one["linked_at"]), when(one["signed_on_at"]))
+                for one in items
+            ),
+            empty="Nobody signs on as this account elsewhere; it has a password of its own.",
+        ),
+        as_json=as_json,
+    )
+
+
+@users.command(epilog=examples("broker user unlink kim"))
+def unlink(ctx: typer.Context, user: Username, as_json: Json = False) -> None:
+    """Let nobody sign on as an account any more, as when the provider made its person anew.
+
+    Ends its logins and API keys. With `oidc.link_by_username` the next sign-on by that name is linked.
+    """
+    with api(ctx) as client:
+        client.delete(f"/users/{user}/identities")
+    emit({"user": user, "unlinked": True}, lambda: f"Nobody signs on as {user} any more.", as_json=as_json)
+
+
 def clusters(ctx: typer.Context, as_json: Json = False) -> None:
     """List the clusters, and how fresh the knowledge of each is."""
     with api(ctx) as client:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 import secrets
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Cookie, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from broker.api.security import Auth, Ctx, open_to_all
+from broker.api.security import Auth, Ctx, open_to_all, requires
 from broker.context import Context
 from broker.errors import ConfigurationError, NotFound
-from broker.identity import logins
+from broker.identity import Permission, Principal, logins
 from broker.identity.oidc import AT_THE_PROVIDER, SignOn, Wish
+from broker.identity.oidc_links import links_of, unlink
 from broker.identity.oidc_provider import Provider
 from broker.identity.schemas import TokenView
 from broker.settings import OidcSettings, read_secret
@@ -23,6 +25,8 @@ from broker.text import RequestModel
 CALLBACK = "/api/v1/auth/oidc/callback"
 COOKIE = "broker_sign_on"
 router = APIRouter(prefix="/auth/oidc", tags=["auth"], dependencies=[Depends(open_to_all)])
+links_router = APIRouter(prefix="/users", tags=["users"])
+Admin = Annotated[Principal, Depends(requires(Permission.USERS_MANAGE))]
 
 
 class SignOnView(BaseModel):
@@ -30,6 +34,23 @@ class SignOnView(BaseModel):
 
     enabled: bool
     name: str | None
+
+
+class LinkView(BaseModel):
+    """Somebody at a provider who signs on as an account."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    issuer: str
+    subject: str
+    linked_at: datetime
+    signed_on_at: datetime = Field(description="Last time")
+
+
+class LinkList(BaseModel):
+    """All of them."""
+
+    items: list[LinkView]
 
 
 class CodeRequest(RequestModel):
@@ -135,6 +156,21 @@ def end_sign_on(
 def redeem_code(body: CodeRequest, ctx: Ctx, auth: Auth, sign_on: Single) -> TokenView:
     """Give tokens for the one-time code of a sign-on; it is used up, whether they fit or not."""
     return logins.begin(ctx.db, auth.signer, sign_on.redeem(body.code, body.code_verifier))
+
+
+@links_router.get("/{user}/identities")
+def list_identities(user: str, ctx: Ctx, principal: Admin) -> LinkList:
+    """Who signs on as an account."""
+    with ctx.db.read() as session:
+        return LinkList(items=[LinkView.model_validate(row) for row in links_of(session, principal, user)])
+
+
+@links_router.delete("/{user}/identities", status_code=204)
+def unlink_identities(user: str, ctx: Ctx, auth: Auth, principal: Admin) -> None:
+    """Let nobody sign on as an account any more; ends its logins and API keys."""
+    with ctx.db.write() as session:
+        row = unlink(session, principal, user)
+    auth.forget(row.id)
 
 
 def _page(settings: OidcSettings, code: str) -> HTMLResponse:

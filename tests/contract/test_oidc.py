@@ -428,6 +428,35 @@ def test_an_account_of_the_same_name_is_linked_once_where_the_settings_say_so(tm
             assert session.scalars(select(IdentityRow.subject)).all() == [login]
 
 
+def test_an_admin_takes_a_link_away_and_the_next_sign_on_by_name_is_linked(tmp_path):
+    with world(tmp_path, link_by_username=True) as there:
+        old, new = (there.person(preferred_username="kim") for _ in range(2))
+        me = there.sign_on(old)
+        (link,) = there.api.call("GET", "/users/kim/identities", "root").json()["items"]
+        assert (link["issuer"], link["subject"]) == (there.provider.issuer, old)
+        assert "'kim'" in there.refused(new)
+        assert there.api.call("DELETE", "/users/kim/identities", "root").status_code == 204
+        assert there.api.call("GET", "/auth/me", old).status_code == 401
+        assert there.sign_on(new)["id"] == me["id"]
+        assert "user.unlink" in there.actions(object_id=me["id"])
+        assert "'kim'" in there.refused(old)
+
+
+def test_an_account_that_nobody_is_linked_to_has_no_link_to_take_away(here):
+    assert here.api.call("GET", "/users/local/identities", "root").json() == {"items": []}
+    assert here.api.call("DELETE", "/users/local/identities", "root").status_code == 404
+
+
+def test_only_whoever_looks_after_an_account_sees_or_takes_its_links(here):
+    here.api.add("boss", Role.TENANT_ADMIN, "team-a")
+    here.sign_on(here.person(groups=["ml", "team-a"], preferred_username="theirs"))
+    here.sign_on(here.person(groups=["ml"], preferred_username="others"))
+    here.sign_on(here.person(groups=["bosses", "team-a"], preferred_username="chief"))
+    for path, expected in (("others", 404), ("chief", 403), ("theirs", 204)):
+        assert here.api.call("DELETE", f"/users/{path}/identities", "boss").status_code == expected
+    assert here.api.call("GET", "/users/others/identities", "boss").status_code == 404
+
+
 # ---- ID tokens that anybody could have made ----------------------------------------------------------
 
 KEY = RSAKey.generate_key(2048, parameters={"kid": "good", "use": "sig"})
