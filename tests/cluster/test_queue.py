@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import select
 
 from broker.audit.tables import AuditRow
 from broker.context import Context
-from broker.db import leases
+from broker.db import leases, utcnow
 from broker.identity import Role
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
@@ -248,6 +249,22 @@ def test_what_runs_is_left_alone_and_what_waits_behind_it_moves(desk: Desk) -> N
     running, waiting = sorted(desk.slurm(run_id), key=lambda job: job.job_id)
     assert (running.state, running.priority, running.nice) == (before.state, before.priority, before.nice)
     assert (waiting.state, waiting.reason) == (SlurmState.PENDING, "JobHeldAdmin")
+
+
+def test_a_run_that_is_next_says_so_and_when_slurm_expects_to_start_it(desk: Desk) -> None:
+    spec = pipeline([component("one", WAIT, resources=WHOLE_NODE)])
+    desk.open_partition()
+    running, waiting = (desk.run({**spec, "pipeline_id": f"p-{n}"}) for n in range(2))
+
+    def expected() -> bool:
+        items = desk.polled()
+        return [item["run_id"] for item in items] == [waiting] and items[0]["expected_start"] is not None
+
+    until(expected, 60)
+    (item,) = desk.queue()
+    assert item["why"]["code"] in {"resources", "priority"}
+    assert datetime.fromisoformat(item["expected_start"]) > utcnow()
+    assert {job.state for job in desk.slurm(running)} == {SlurmState.RUNNING}
 
 
 def test_a_retry_waits_at_low_priority_from_its_submission_on(desk: Desk) -> None:
