@@ -86,6 +86,10 @@ SLURM_ERRORS: Final = Counter(
 )
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
+AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")
+SIGN_ONS: Final = Counter(
+    "broker_sign_ons_total", "Single sign-ons that came back, by how they ended", ["result"]
+)
 DELIVERIES: Final = Counter(
     "broker_deliveries_total",
     "Tries to deliver a notice, by how they ended (delivered, failed, dead, skipped)",

@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from broker import metrics
 from broker.audit.chain import EMPTY, FIELDS, LATE, Breach, Broken, Head, Link, digest, examine
 from broker.audit.guard import is_guarded
 from broker.audit.tables import AuditRow, SealRow
@@ -55,6 +56,7 @@ def seal(db: Database, lease: Lease, data_dir: Path) -> int:
             lease.confirm(session)
             head, count = _seal_batch(session)
         if count:
+            metrics.AUDIT_SEALED.inc(count)
             _keep_head(data_dir, head)
             log.info("audit_sealed", rows=count, number=head.number, hash=head.hash)
         done += count

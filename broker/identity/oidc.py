@@ -24,10 +24,12 @@ from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 import jwt
+import structlog
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from broker import metrics
 from broker.audit import record
 from broker.db import Database, new_id, utcnow
 from broker.db.locks import exclusive
@@ -49,6 +51,8 @@ from broker.identity.service import change_user, create_user, withdraw
 from broker.identity.tables import TenantRow, UserRow
 from broker.identity.tenants import may_enter
 from broker.settings import OidcSettings
+
+log = structlog.get_logger("broker.identity")
 
 AT_THE_PROVIDER: Final = timedelta(minutes=10)
 """How long somebody may take to sign on."""
@@ -139,12 +143,15 @@ class SignOn:
             )
             user = self._account(person_of(claims, self._settings))
         except BrokerError as problem:
+            metrics.SIGN_ONS.labels(problem.code).inc()
+            log.info("sign_on_refused", code=problem.code, detail=problem.detail)
             return Outcome(wish.redirect_uri, wish.state, None, problem)
         one_time = secrets.token_urlsafe(32)
         with self._db.write() as session:
             row = session.get_one(SignOnRow, number)
             row.code_hash, row.user_id = _hash(one_time), user.id
             row.redeem_by = utcnow() + TO_REDEEM
+        metrics.SIGN_ONS.labels("ok").inc()
         return Outcome(wish.redirect_uri, wish.state, one_time, None)
 
     def redeem(self, code: str, verifier: str) -> UserRow:
