@@ -276,8 +276,11 @@ TAR_TREE: Final = "tar --create --format=gnu --sort=name --mtime=@0 --owner=0 --
 
 
 def tree_digest_argv(path: str) -> list[str]:
-    """Give the command whose first word of output is the SHA-256 of a folder on the cluster (`PathCode`)."""
-    return ["sh", "-c", f'{TAR_TREE} --directory "$1" . | sha256sum', "sh", path]
+    """Give the command whose first word of output is the SHA-256 of a folder on the cluster (`PathCode`).
+
+    It fails where anything in the folder can't be read.
+    """
+    return ["bash", "-c", f'set -o pipefail; {TAR_TREE} --directory "$1" . | sha256sum', "bash", path]
 
 
 def archive_name(code: ResolvedCode) -> str:

@@ -130,16 +130,16 @@ def fence_argv(plan: Plan) -> list[str]:
 
     It waits for a script that is at work; later ones end with `SubmissionExit.FENCED`.
     """
-    return ["sh", "-c", _locked(plan.run_dir, f": >{MARKER} && : >{CONTROL}/fenced.{plan.attempt}")]
+    return ["sh", "-c", _locked(plan.run_dir, f": >{CONTROL}/fenced.{plan.attempt}")]
 
 
 def claim_argv(run_dir: str) -> list[str]:
     """Give the remote command that makes the run's directory, and nothing in it but our mark."""
-    return ["sh", "-c", _locked(run_dir, f": >{MARKER}")]
+    return ["sh", "-c", _locked(run_dir, ":")]
 
 
 def _locked(run_dir: str, command: str) -> str:
-    """`command` in the run's directory, under its lock.
+    """`command` in the run's directory, under its lock; the directory has our mark from then on.
 
     Where everybody may make folders in the base path (`run_as: user`), somebody may have made this one first,
     or a link: nothing is written into what is not ours. Once it is, the sticky bit keeps it so.
@@ -149,7 +149,7 @@ def _locked(run_dir: str, command: str) -> str:
     return (
         f"umask 077; mkdir -p {sh(f'{run_dir}/{CONTROL}')}; [ ! -e {place} ] || [ -O {place} ] || {foreign}; "
         f'cd -P {place} || exit 1; [ -O . ] && [ "${{PWD##*/}}" = {name} ] || {foreign}; '
-        f"exec 9>{CONTROL}/.lock || exit 1; "
+        f"exec 9>{CONTROL}/.lock && : >{MARKER} || exit 1; "
         f"flock -w {LOCK_WAIT_S} 9 || {{ echo locked; exit {SubmissionExit.LOCKED}; }}; {command}"
     )
 

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from broker.compiler import CompiledJob, Plan, ResolvedCode, ResolvedImage, compile_run
 from broker.context import Context
 from broker.identity.tables import UserRow
-from broker.runs.accounts import check_account
 from broker.runs.code import resolve_code
 from broker.runs.images import images_at_hand, references, resolve_images
 from broker.runs.priority import submission_nice
@@ -59,7 +58,6 @@ def make_plan(ctx: Context, run_id: str, *, at_hand: bool = False) -> tuple[Plan
     """
     with ctx.db.read() as session:
         run = session.get_one(RunRow, run_id)
-        check_account(session, run)
         spec = effective_spec(stored_spec(session, run), run.overrides)
         username = session.scalar(select(UserRow.username).where(UserRow.id == run.owner_id)) or run.owner_id
         only = {job.component for job in attempt_jobs(session, run.id, run.attempt)}

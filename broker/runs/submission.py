@@ -21,7 +21,7 @@ from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
-from broker.runs.accounts import foreign
+from broker.runs.accounts import check_account, foreign
 from broker.runs.answers import Submitted, is_transient, parse_submission
 from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper, locked
@@ -179,6 +179,7 @@ class Submitter:
     def _send(self, run: RunRow, plan: Callable[[], Plan]) -> tuple[list[JobRow], Submitted]:
         cluster, profile = self._ctx.cluster(self._cluster), self._ctx.profile(self._cluster)
         with self._ctx.db.read() as session:
+            check_account(session, run)
             jobs = attempt_jobs(session, run.id, run.attempt)
 
         def archive() -> Iterator[bytes]:

@@ -248,7 +248,9 @@ def test_a_job_that_asked_for_more_than_one_start_goes_on_until_its_time_is_used
     assert len((site.root / "asked").read_text().splitlines()) == 3
 
     spent.write_text("0\n")
-    assert site.run(job, "sys.exit(0)", SLURM_RESTART_COUNT="3").returncode == 0, "a success is none to repeat"
+    assert site.run(job, "sys.exit(0)", SLURM_RESTART_COUNT="3").returncode == 0, (
+        "a success is none to repeat"
+    )
     assert site.status(job)["exit_code"] == 0
 
 
@@ -589,3 +591,8 @@ def test_spec_variables_never_act_on_the_batch_shell(site: Site, name: str) -> N
     assert (done.returncode, done.stderr) == (0, b"")
     assert site.environment()[name] == "/nowhere:$(touch /tmp/x)"
     assert site.dump["env"].get(name) != "/nowhere:$(touch /tmp/x)"
+
+
+def test_a_folder_that_can_not_be_read_whole_has_no_digest(tmp_path: Path) -> None:
+    done = subprocess.run(tree_digest_argv(str(tmp_path / "gone")), capture_output=True, check=False)
+    assert done.returncode != 0
