@@ -26,6 +26,7 @@ from broker.cli.output import (
 )
 from broker.cli.overrides import parse_settings
 from broker.cli.pipelines import Cluster, Set, scripts
+from broker.settings import PriorityClass
 
 app = group("run", "Run pipelines, watch them, fetch what they made.")
 
@@ -54,6 +55,7 @@ Attempt = Annotated[int | None, typer.Option("--attempt", min=1, help="An earlie
         "broker run submit text-classifier --version 3 --set trainer.gpu_count=2 --set time=4h",
         "broker run submit text-classifier --test --wait --json",
         "broker run submit text-classifier --test-run run-7h2k",
+        "broker run submit answers.json --class urgent-inference",
     )
 )
 def submit(
@@ -72,6 +74,14 @@ def submit(
     test_run: Annotated[
         str | None, typer.Option("--test-run", metavar="RUN", help="The test run this one builds on.")
     ] = None,
+    priority_class: Annotated[
+        PriorityClass | None,
+        typer.Option("--class", help="Its kind of work: who comes first, who gives way; else training."),
+    ] = None,
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None,
+        typer.Option("--priority", help="Its place among the runs of its class; else normal."),
+    ] = None,
     cluster: Cluster = None,
     wait: Wait = False,
     follow: Follow = False,
@@ -88,6 +98,8 @@ def submit(
         "cluster": cluster,
         "overrides": parse_settings(settings or []),
         "test_run_ref": test_run,
+        "priority_class": priority_class,
+        "priority": priority,
     }
     with api(ctx) as client:
         body |= _pipeline(client, pipeline, version)
