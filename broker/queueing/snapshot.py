@@ -13,15 +13,16 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from broker.context import Context
 from broker.db.leases import Lease
 from broker.errors import BrokerError
+from broker.identity import SYSTEM
 from broker.queueing.tables import PriorityRow, QueueRow
 from broker.queueing.wishes import Wish, fulfilled, overtaken
-from broker.runs.priority import nice_of
+from broker.runs.priority import Level, nice_of
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.strays import OUR_NAME
 from broker.runs.tables import JobRow, RunRow
@@ -141,6 +142,7 @@ class QueueKeeper:
             row.taken_at, row.parts_at = snapshot.taken_at, self._parts_at
             row.jobs = {str(number): asdict(job) for number, job in jobs.items()}
             restore_wishes(session, self._cluster, jobs, snapshot.taken_at, self._step)
+            keep_low(session, self._cluster, jobs, self._step)
 
     @property
     def _step(self) -> int:
@@ -201,6 +203,33 @@ def restore_wishes(
             row.restores += not past
             row.state, row.tries, row.next_try_at = "pending", 0, None
             log.info("priority_restored", run_id=run.id, overtaken=past)
+
+
+def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int) -> None:
+    """Let the worker give `low` again where it is gone: an owner may take off the nice value of a submission
+    (scontrol(1)); what an administrator wished for is looked after by `restore_wishes`.
+    """
+    unwished = and_(PriorityRow.run_id == RunRow.id, PriorityRow.attempt == RunRow.attempt)
+    low = session.execute(
+        select(RunRow, JobRow.slurm_job_id)
+        .join(JobRow, and_(JobRow.run_id == RunRow.id, JobRow.attempt == RunRow.attempt))
+        .outerjoin(PriorityRow, unwished)
+        .where(
+            RunRow.cluster == cluster,
+            RunRow.phase.in_([Phase.RELEASING, Phase.ACTIVE]),
+            RunRow.priority == Level.LOW,
+            PriorityRow.run_id.is_(None),
+            JobRow.state.in_(WAITING),
+        )
+    )
+    gone = {
+        run.id: run for run, number in low if number in jobs and jobs[number].nice < nice_of(Level.LOW, step)
+    }
+    for run in gone.values():
+        row = session.get(PriorityRow, run.id) or PriorityRow(run_id=run.id)
+        row.ask(run.attempt, SYSTEM, "level", level=Level.LOW)
+        session.add(row)
+        log.info("low_priority_restored", run_id=run.id)
 
 
 def priorities_of(session: Session, run_id: str, jobs: Mapping[int, Seen]) -> list[Seen]:

@@ -492,6 +492,21 @@ def test_only_an_admin_asks_for_high(world: World) -> None:
     assert refused.json()["errors"][0]["pointer"] == "/priority"
 
 
+def test_an_owner_who_takes_low_off_gets_it_back(world: World) -> None:
+    run_id = world.run()
+    with world.ctx.db.write() as session:
+        session.get_one(RunRow, run_id).priority = "low"
+    for job in world.jobs(run_id).values():
+        world.slurm.set(job.job_id, nice=20_000)
+    world.look()
+    assert world.work() == []
+    world.slurm.set(next(iter(world.jobs(run_id).values())).job_id, nice=0)
+    world.look()
+    assert world.work() == [run_id]
+    assert {job.nice for job in world.jobs(run_id).values()} == {20_000}
+    assert [row.actor_name for row in world.audit(run_id)] == ["system"]
+
+
 def test_a_retry_goes_in_low_and_an_old_wish_is_not_its_own(world: World) -> None:
     run_id = world.run()
     world.wish(run_id, number=77)
