@@ -222,9 +222,8 @@ def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int
             JobRow.state.in_(WAITING),
         )
     )
-    gone = {
-        run.id: run for run, number in low if number in jobs and jobs[number].nice < nice_of(Level.LOW, step)
-    }
+    nice = nice_of(Level.LOW, step)
+    gone = {run.id: run for run, number in low if (job := jobs.get(number or 0)) and job.nice < nice}
     for run in gone.values():
         row = session.get(PriorityRow, run.id) or PriorityRow(run_id=run.id)
         row.ask(run.attempt, SYSTEM, "level", level=Level.LOW)
