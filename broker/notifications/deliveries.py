@@ -57,7 +57,9 @@ def redeliver(session: Session, principal: Principal, row: DeliveryRow) -> None:
     before = {"state": row.state, "tries": row.tries, "error": row.last_error}
     row.state, row.next_try_at, row.ended_at = DeliveryState.PENDING, utcnow(), None
     row.forgiven = row.tries
-    record(session, principal, "delivery.retry", "delivery", row.id, before, {"state": row.state})
+    tenant = session.get_one(NotificationRow, row.notification_id).tenant
+    after = {"state": row.state}
+    record(session, principal, "delivery.retry", "delivery", row.id, before, after, tenant=tenant)
 
 
 def counts(session: Session, rows: Sequence[WebhookRow]) -> dict[tuple[str, str], int]:

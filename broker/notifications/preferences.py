@@ -12,6 +12,7 @@ from broker.db import utcnow
 from broker.errors import InvalidRequest, Problem
 from broker.identity.permissions import Principal
 from broker.notifications.kinds import NEWS, PERSONAL, Channel, Kind, wanted, wanted_by_tenant
+from broker.notifications.outbox import tenant_owner
 from broker.notifications.schemas import Preferences, PreferencesView
 from broker.notifications.tables import PreferenceRow
 from broker.settings import NotificationSettings
@@ -52,7 +53,9 @@ def write_preferences(
     row.email, row.language = choice.email, choice.language
     row.channels = {str(kind): sorted(set(ways)) for kind, ways in choice.channels.items()}
     row.updated_at = utcnow()
-    record(session, principal, "notifications.preferences", "preferences", owner, before, _shown(row))
+    tenant = owner.removeprefix(tenant_owner("")) if owner.startswith(tenant_owner("")) else None
+    after = _shown(row)
+    record(session, principal, "notifications.choose", "preferences", owner, before, after, tenant=tenant)
 
 
 def check_address(email: str | None, settings: NotificationSettings) -> None:

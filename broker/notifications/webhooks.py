@@ -64,7 +64,7 @@ def create_webhook(session: Session, principal: Principal, rules: Rules, wanted:
         updated_at=now,
     )
     session.add(row)
-    record(session, principal, "webhook.create", "webhook", row.id, None, shown(row))
+    record(session, principal, "webhook.create", "webhook", row.id, None, shown(row), tenant=row.tenant)
     return row
 
 
@@ -90,7 +90,7 @@ def change_webhook(
     if row.active:
         row.disabled_reason = None
     row.updated_at = utcnow()
-    record(session, principal, "webhook.change", "webhook", row.id, before, shown(row))
+    record(session, principal, "webhook.change", "webhook", row.id, before, shown(row), tenant=row.tenant)
 
 
 def rotate_secret(session: Session, principal: Principal, row: WebhookRow, overlap: timedelta) -> None:
@@ -102,12 +102,12 @@ def rotate_secret(session: Session, principal: Principal, row: WebhookRow, overl
     until = row.previous_until.isoformat() if row.previous_until else None
     after = {"secret_version": row.secret_version, "previous_until": until}
     before = {"secret_version": row.secret_version - 1}
-    record(session, principal, "webhook.rotate", "webhook", row.id, before, after)
+    record(session, principal, "webhook.rotate", "webhook", row.id, before, after, tenant=row.tenant)
 
 
 def delete_webhook(session: Session, principal: Principal, row: WebhookRow) -> None:
     """Take a receiver away. What was under way to it is skipped when its turn comes; the log stays."""
-    record(session, principal, "webhook.delete", "webhook", row.id, shown(row), None)
+    record(session, principal, "webhook.delete", "webhook", row.id, shown(row), None, tenant=row.tenant)
     session.delete(row)
 
 
@@ -127,7 +127,16 @@ def send_test(session: Session, principal: Principal, row: WebhookRow) -> tuple[
     session.flush()
     delivery = new_delivery(notice.id, Channel.WEBHOOK, row.id, now)
     session.add(delivery)
-    record(session, principal, "webhook.test", "webhook", row.id, None, {"delivery": delivery.id})
+    record(
+        session,
+        principal,
+        "webhook.test",
+        "webhook",
+        row.id,
+        None,
+        {"delivery": delivery.id},
+        tenant=row.tenant,
+    )
     return delivery, notice
 
 

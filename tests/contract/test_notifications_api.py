@@ -130,6 +130,16 @@ def test_a_change_is_conditional_checked_and_audited(api):
     assert row["after"]["url"] == "https://hooks.example.org/new?…"  # a query may be a secret
 
 
+def test_a_tenants_admin_reads_what_an_admin_did_to_its_webhooks(api):
+    made = api.call("POST", "/webhooks", "root", json=HOOK | {"tenant": "vision"}).json()["id"]
+    api.call("POST", f"/webhooks/{made}/rotate", "root")
+    api.call("PUT", "/notifications/preferences/vision", "root", json={"email": "v@example.org"})
+    for who, sees in (("lead", 3), ("other", 0)):
+        actions = ("webhook.create", "webhook.rotate", "notifications.choose")
+        found = [api.call("GET", f"/audit?action={action}", who).json()["items"] for action in actions]
+        assert sum(map(len, found)) == sees, who
+
+
 def test_a_tenant_has_only_so_many_webhooks(api, monkeypatch):
     monkeypatch.setattr("broker.notifications.webhooks.MOST_PER_TENANT", 2)
     answers = [api.call("POST", "/webhooks", "lead", json=HOOK).status_code for _ in range(3)]
@@ -195,7 +205,7 @@ def test_choices_are_ones_own_replaced_whole_and_audited(api):
     assert api.call("PUT", path, "ann", json=wish).json()["effective"]["run_failed"] == []
     assert api.call("PUT", path, "ann", json={"language": "ko"}).json()["email"] is None
     assert api.call("GET", path, "bob").json()["language"] == "en"
-    rows = api.call("GET", "/audit?action=notifications.preferences", "root").json()["items"]
+    rows = api.call("GET", "/audit?action=notifications.choose", "root").json()["items"]
     assert [row["actor_name"] for row in rows] == ["ann", "ann"]
 
 
