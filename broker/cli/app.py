@@ -11,6 +11,7 @@ import typer
 from broker import __version__
 from broker.cli import (
     admin,
+    approvals,
     audit,
     auth,
     clusters,
@@ -67,6 +68,7 @@ def root(
 auth.register(app)
 app.add_typer(pipelines.app)
 app.add_typer(runs.app)
+app.add_typer(approvals.app)
 queue.register(app)
 app.add_typer(models.app)
 admin.register(app)

@@ -10,6 +10,7 @@ from broker.errors import InvalidRequest, Problem
 
 if TYPE_CHECKING:
     from broker.compiler import ClusterProfile
+    from broker.spec import Excess
 
 _RUN_ID, _NOBODY = "RUN", "user"
 
@@ -24,11 +25,13 @@ class Inspection:
     content_hash: str
     defaults: dict[str, Any]
     warnings: Sequence[Problem]
+    needs_approval: Sequence[Excess]
 
 
 def inspect(data: bytes) -> Inspection:
-    """Read a spec; raises `InvalidSpec` with every problem."""
-    from broker.spec import content_hash, default_resources, parse, warnings
+    """Read a spec; raises `InvalidSpec` with every problem. The thresholds are those configured here."""
+    from broker.cli.configuration import load_settings
+    from broker.spec import Thresholds, content_hash, default_resources, needs_approval, parse, warnings
 
     spec = parse(data)
     return Inspection(
@@ -38,6 +41,7 @@ def inspect(data: bytes) -> Inspection:
         content_hash=content_hash(spec),
         defaults=default_resources(spec).model_dump(mode="json"),
         warnings=warnings(spec),
+        needs_approval=needs_approval(spec, Thresholds.of(load_settings().approval)),
     )
 
 

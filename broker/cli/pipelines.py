@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ from broker.cli.output import (
     when,
 )
 from broker.cli.overrides import parse_settings
+from broker.cli.run_views import because
 from broker.errors import InvalidSpec, Problem
 
 app = group("pipeline", "Describe pipelines, check them, and store them as versions.")
@@ -70,6 +72,7 @@ def validate(file: SpecFile, as_json: Json = False) -> None:
             "warnings": _entries(found.warnings),
             "defaults": found.defaults,
             "content_hash": found.content_hash,
+            "needs_approval": [asdict(over) for over in found.needs_approval],
         },
         lambda: Group(
             fields(
@@ -82,6 +85,7 @@ def validate(file: SpecFile, as_json: Json = False) -> None:
                             f"{key}={value}" for key, value in found.defaults.items() if value is not None
                         ),
                     ),
+                    ("approval", "; ".join(map(because, map(asdict, found.needs_approval))) or "not needed"),
                 ]
             ),
             *(

@@ -70,7 +70,8 @@ def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
         f"{run['kind']}" + (f", after test run {run['test_run_ref']}" if run["test_run_ref"] else ""),
     )
     yield "attempt", run["attempt"] if run["attempt"] > 1 else None
-    yield "approval", None if run["approval"] == "not_required" else run["approval"]
+    if run["approval"] != "not_required":
+        yield "approval", f"{run['approval']}: {'; '.join(map(because, run['needs_approval']))}"
     yield "held by", ", ".join(run["holds"])
     yield "created", when(run["created_at"])
     yield "time", duration(run["started_at"], run["ended_at"], now)
@@ -98,6 +99,12 @@ def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableT
         ),
         empty="No components to show",
     )
+
+
+def because(over: Json) -> str:
+    """A component that reaches a threshold, as `trainer 8 GPUs (≥ 4)`."""
+    unit = "GPUs" if over["resource"] == "gpu_count" else "MiB"
+    return f"{over['component']} {over['requested']} {unit} (≥ {over['threshold']})"
 
 
 def needs(resources: Json) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from broker.settings import ApprovalSettings
 from broker.spec.models import PipelineSpec
+
+if TYPE_CHECKING:
+    from broker.settings import ApprovalSettings
 
 
 @dataclass(frozen=True, slots=True)

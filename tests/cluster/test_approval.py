@@ -149,16 +149,6 @@ def desk(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         slurm.exec("scancel", "-u", "kim")
 
 
-@pytest.fixture(scope="module")
-def busy(desk: Desk) -> Iterator[None]:
-    """No A100 node has four GPUs free: what is released waits."""
-    fill = "for i in 1 2 3 4; do sbatch -p a100 --nodes=1 --gres=gpu:a100:1 --chdir=/tmp --output=/dev/null "
-    desk.slurm.exec("bash", "-ec", f"{fill} --exclusive=user --job-name=fill --wrap='sleep 3600'; done")
-    until(lambda: desk.slurm.exec("squeue", "-h", "-n", "fill", "-t", "R").count("\n") == 4, 30, "full")
-    yield
-    desk.slurm.exec("scancel", "-n", "fill")
-
-
 def chain(prepare: str = WAIT, **resources: Any) -> dict[str, Any]:
     """prepare → train; train asks for four GPUs."""
     train = component("train", "echo trained", resources=LARGE | resources)
@@ -206,7 +196,7 @@ def test_the_owner_can_start_nothing_that_waits_for_a_decision(desk: Desk) -> No
     desk.cancel(run_id)
 
 
-def test_a_hold_that_an_administrator_lifts_in_slurm_is_put_back(desk: Desk, busy: None) -> None:
+def test_a_hold_that_an_administrator_lifts_in_slurm_is_put_back(desk: Desk) -> None:
     run_id = desk.held(pipeline([component("train", "true", resources=LARGE)]))
     number = str(desk.ids(run_id)["train"])
     desk.slurm.exec("scontrol", "release", number)

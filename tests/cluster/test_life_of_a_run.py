@@ -30,7 +30,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def broker(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("broker"), Cluster(cluster.name)) as started:
+    home = tmp_path_factory.mktemp("broker")
+    with Broker(home, Cluster(cluster.name), approval={"gpu_count": 100}) as started:
         yield started
 
 

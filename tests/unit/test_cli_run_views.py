@@ -50,6 +50,7 @@ def run(state: str, *jobs: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "state": state,
         "phase": "active",
         "approval": "not_required",
+        "needs_approval": [],
         "holds": [],
         "pipeline_id": "pl-1",
         "pipeline_version": 2,
