@@ -14,9 +14,9 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials
 
 from broker.api.pagination import Page, PageParams, fetch, paginate
-from broker.api.security import Auth, Credentials, Ctx, authenticated, check, requires
+from broker.api.security import Auth, Credentials, Ctx, authenticated, check, count, requires
 from broker.context import Context
-from broker.errors import BrokerError, Denied
+from broker.errors import BrokerError
 from broker.identity import Permission, Principal
 from broker.identity.sessions import Authenticator
 from broker.identity.tenants import find_tenant
@@ -51,8 +51,11 @@ Manager = Annotated[Principal, Depends(requires(Permission.NOTIFICATIONS_MANAGE)
 Number = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,15}$")]
 
 GREETING_S = 10.0
-UNAUTHENTICATED, DENIED = 4401, 4403
-"""Close codes of the WebSocket (RFC 6455, 7.4.2: 4000 and above are ours), after HTTP's."""
+UNAUTHENTICATED, DENIED, LIMITED, TRY_LATER = 4401, 4403, 4429, 1013
+"""Close codes of the WebSocket: HTTP's + 4000 (RFC 6455, 7.4.2: ours to give), or IANA's "try again later"."""
+_CLOSE = {401: UNAUTHENTICATED, 403: DENIED, 429: LIMITED}
+_REASON = 60
+"""Characters of a reason: it has at most 123 bytes of UTF-8 (RFC 6455, 5.5)."""
 
 
 @router.get("")
@@ -112,12 +115,14 @@ async def follow_by_socket(socket: WebSocket) -> None:
     await socket.accept()
     try:
         credentials, after = await _greeting(socket)
-        news = follow(ctx.db, feed_of(socket.app.state, ctx), reader(auth, credentials), after)
+        who = reader(auth, credentials)
+        await count(socket.app.state.meter, await who(), Permission.RUNS_READ)
+        news = follow(ctx.db, feed_of(socket.app.state, ctx), who, after)
         await _pump(socket, news)
     except WebSocketDisconnect:
         return
     except BrokerError as error:
-        await socket.close(DENIED if isinstance(error, Denied) else UNAUTHENTICATED, error.detail[:120])
+        await socket.close(_CLOSE.get(error.http_status, TRY_LATER), error.detail[:_REASON])
     except (ValueError, TimeoutError):
         await socket.close(UNAUTHENTICATED, 'Send {"token": "…"} first')
 

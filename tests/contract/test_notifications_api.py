@@ -369,6 +369,22 @@ def test_a_one_time_password_opens_no_stream(api):
     assert api.call("GET", "/notifications/stream", "fresh").status_code == 403
 
 
+def test_a_socket_is_an_api_call_of_the_tenant(tmp_path):
+    with context(tmp_path, quotas={"api_calls_per_day": 1}) as ctx:
+        api = Api(ctx)
+        api.add("ann")
+        with api.http:
+            assert api.call("GET", "/notifications", "ann").status_code == 200
+            assert api.call("GET", "/notifications/stream", "ann").status_code == 429
+            path = "/api/v1/notifications/ws"
+            with (
+                api.http.websocket_connect(path, headers=api.headers("ann")) as socket,
+                pytest.raises(WebSocketDisconnect) as closed,
+            ):
+                socket.receive_text()
+    assert closed.value.code == 4429
+
+
 def test_many_readers_cost_one_look_at_the_database(api, quick, monkeypatch):
     looks = []
     real = feed.Feed.read
