@@ -12,6 +12,7 @@ from broker.checks import Check
 from broker.context import open_host
 from broker.doctor import login, probes, rules
 from broker.doctor.commands import AdminLevel, Associations, Sharing, ask
+from broker.doctor.people import examine_people
 from broker.doctor.services import check_database, check_objects
 from broker.errors import BrokerError, ConfigurationError, Denied
 from broker.hosts import Host
@@ -93,6 +94,8 @@ def _examine(host: Host, cluster: ClusterSettings, with_jobs: bool) -> Iterator[
         yield Check("Slurm", "fail", error.detail, "Is slurmctld running? See: scontrol ping")
         return
     yield from _configuration(host, slurm, capabilities, cluster)
+    if cluster.run_as == "user":
+        yield from guarded("acting for people", lambda: examine_people(host, cluster, capabilities.user))
     if with_jobs:
         yield from _trials(host, slurm, capabilities, cluster, facts.uid)
 

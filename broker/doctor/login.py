@@ -149,7 +149,8 @@ def folder_check(name: str, folder: Folder, setting: str) -> Check:
         return Check(name, "fail", folder.trouble, remedy)
     if folder.mode is not None and folder.mode & 0o022 and not folder.mode & 0o1000:
         detail = f"{folder.path} has mode {folder.mode:o}: others may replace what lies in it"
-        return Check(name, "fail", detail, f"chmod go-w {folder.path}")
+        remedy = f"chmod go-w {folder.path}; +t as well where it is the base path of `run_as: user`"
+        return Check(name, "fail", detail, remedy)
     if folder.free_mib is not None and folder.free_mib < _MIN_FREE_MIB:
         detail = f"{folder.path} has {folder.free_mib / 1024:.1f} GiB left"
         return Check(name, "warn", detail, "Make room: images and outputs go there first")

@@ -21,6 +21,7 @@ from broker.hosts import PersonHost, SshConfig, SshHost
 from broker.runs.cleanup import remove_run_files
 from broker.settings import CONFIG_FILE_VARIABLE, Settings
 from tests.cluster.conftest import DevCluster
+from tests.cluster.test_doctor import Doctor, failed
 from tests.harness.client import Client, Refused, of
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
@@ -400,3 +401,44 @@ def test_a_persons_files_are_removed_as_the_person(
         ctx.close()
     assert people.cluster.exec(["test", "-e", people.run_dir(run_id)])[0] == 1
     assert people.cluster.exec(["test", "-e", people.run_dir(kims)])[0] == 0
+
+
+# ---- the doctor -----------------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_nothing_to_mend_where_people_can_be_acted_for(
+    people: People, tmp_path: Path
+) -> None:
+    checks = Doctor(people.cluster, tmp_path).checks(
+        "--no-jobs", status=0, run_as="user", base_path=people.base
+    )
+    assert checks["sudo rule"]["detail"].endswith("the Unix group people, for nobody else")
+    assert "Operator" in checks["Slurm rights"]["detail"]
+    for name in ("group people", "base path for people", "acting as kim", "image cache for people"):
+        assert checks[name]["status"] == "ok", checks[name]
+    assert ".broker-doctor" not in people.cluster.ok("ls", "-A", people.base)
+
+
+def test_the_doctor_names_what_would_let_people_reach_each_others_runs(
+    people: People, tmp_path: Path
+) -> None:
+    doctor, base = Doctor(people.cluster, tmp_path), f"{people.base}-open"
+    people.cluster.ok("install", "-d", "-o", "kim", "-m", "0777", base)
+    checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base)
+    assert failed(checks) == {"base path", "base path for people"}
+    people.cluster.ok("chown", "broker", base)
+    checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base)
+    assert "sticky bit" in checks["base path for people"]["detail"]
+    people.cluster.ok("chmod", "0755", base)
+    checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base, image_dir=people.base)
+    assert "acting as kim" in failed(checks)
+    assert "image cache for people" in failed(checks)
+    people.cluster.ok("rmdir", base)
+
+
+def test_the_doctor_names_an_account_that_may_act_for_nobody(people: People, tmp_path: Path) -> None:
+    kim = next(user for user in people.cluster.info["users"] if user["name"] == "kim")
+    own = {"ssh_user": "kim", "ssh_key_file": kim["key"], "base_path": people.base, "image_dir": people.base}
+    checks = Doctor(people.cluster, tmp_path).checks("--no-jobs", status=1, run_as="user", **own)
+    assert failed(checks) == {"Slurm rights", "sudo rule"}
+    assert "kim ALL=(%GROUP) NOPASSWD: ALL" in checks["sudo rule"]["remedy"]
