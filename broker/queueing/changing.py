@@ -6,7 +6,7 @@ for the person who asked. Only jobs that wait are named to Slurm; one that start
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,9 @@ class PriorityChanger:
             if row.row_version != work.row.row_version:
                 row.frozen = row.frozen or wish.explicit
                 return
-            row.jobs, row.message = list(came.jobs), came.message
+            if came.jobs:
+                row.jobs = wishes.remember(row.jobs if row.tries else (), came.jobs)
+            row.message = came.message
             if not came.jobs and row.asked_by_id == SYSTEM.user_id:
                 row.state = "applied"  # it started before it could be given its level: nothing to tell
                 return
@@ -150,7 +152,7 @@ class PriorityChanger:
                 row.next_try_at, row.tries = utcnow() + back_off(row.tries), row.tries + 1
                 return
             first = row.applied_at is None
-            before = {"level": run.priority, "jobs": _column(came, "before")}
+            before = {"level": run.priority, "jobs": _column(row.jobs, "before")}
             row.state, row.next_try_at = "applied" if came.done else "failed", None
             row.number, row.frozen = wish.number, wish.explicit
             if came.done:
@@ -163,7 +165,7 @@ class PriorityChanger:
                 "nice": wish.nice,
                 "other_run_id": row.other_run_id,
                 "state": row.state,
-                "jobs": _column(came, "after"),
+                "jobs": _column(row.jobs, "after"),
             }
             self._audit(session, run, row, before, after, came.message, first=first)
             emit(
@@ -196,10 +198,11 @@ class PriorityChanger:
             source_ip.reset(token)
 
 
-def _column(came: Verdict, when: str) -> dict[str, Any]:
+def _column(jobs: Iterable[Mapping[str, Any]], when: str) -> dict[str, Any]:
+    """What is told of each component in the audit row: its numbers, and afterwards what became of it."""
     return {
         job["component"]: {**(job[when] or {}), **({"outcome": job["outcome"]} if when == "after" else {})}
-        for job in came.jobs
+        for job in jobs
     }
 
 

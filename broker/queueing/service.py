@@ -95,6 +95,9 @@ def change_view(row: PriorityRow) -> PriorityChange:
 def _view(run: RunRow, row: PriorityRow | None) -> PriorityView:
     level = Level(run.priority)
     change = change_view(row) if row is not None else None
+    if change is not None and change.state == "pending" and RunState(run.state).final:
+        told = f"The run was {run.state} before it could be applied"
+        change = change.model_copy(update={"state": "failed", "message": told})
     return PriorityView(run_id=run.id, level=level, level_ko=LEVEL_KO[level], change=change)
 
 

@@ -8,7 +8,7 @@ not held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -128,6 +128,12 @@ def verdict(wish: Wish, components: Mapping[int, str], adjusted: Adjusted) -> Ve
     counts = ", ".join(f"{outcomes.count(each)} {each}" for each in Outcome if each in outcomes)
     message = "; ".join([counts, *sorted(words)[:3]])
     return Verdict(tuple(jobs), done=not bad and not again, again=again and not bad, message=message)
+
+
+def remember(tried: Iterable[Mapping[str, Any]], jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs of a try with what earlier tries saw before them: those may have had their effect."""
+    first = {job["component"]: job["before"] for job in tried if job["before"] is not None}
+    return [{**job, "before": first.get(job["component"], job["before"])} for job in jobs]
 
 
 def _numbers(shown: Shown | None) -> dict[str, int] | None:

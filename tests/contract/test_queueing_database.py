@@ -439,7 +439,20 @@ def test_an_unclear_answer_is_asked_again_and_audited_once(world: World) -> None
     with world.ctx.db.write() as session:
         session.get_one(PriorityRow, run_id).next_try_at = utcnow()
     world.work()
-    assert (world.change(run_id)["state"], len(world.audit(run_id))) == ("applied", 1)
+    assert world.change(run_id)["state"] == "applied"
+    (row,) = world.audit(run_id)
+    assert row.before is not None  # as it was before the try that may have had its effect
+    assert {job["priority"] for job in row.before["jobs"].values()} == {1000}
+
+
+def test_a_wish_that_came_too_late_says_so(world: World) -> None:
+    run_id = world.run()
+    world.wish(run_id, number=77)
+    with world.ctx.db.write() as session:
+        run = session.get_one(RunRow, run_id)
+        run.state, run.phase = "succeeded", Phase.DONE
+    assert world.work() == []
+    assert (world.change(run_id)["state"], world.slurm.commands) == ("failed", [])
 
 
 def test_a_wish_that_is_replaced_while_slurm_is_asked_is_not_taken_for_the_new_one(
