@@ -95,8 +95,9 @@ def delete_key(session: Session, principal: Principal, key_id: str) -> ApiKeyRow
         row = None
     if row is None:
         raise NotFound(f"There is no key {key_id!r}")
+    tenant = session.get_one(UserRow, row.user_id).tenant
     session.delete(row)
-    record(session, principal, "key.delete", "key", row.id, shown(row), None)
+    record(session, principal, "key.delete", "key", row.id, shown(row), None, tenant=tenant)
     return row
 
 

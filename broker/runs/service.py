@@ -14,7 +14,7 @@ from broker.compiler import RunIdentity, job_name
 from broker.context import Context
 from broker.db import new_id, utcnow
 from broker.db.locks import exclusive
-from broker.errors import Conflict, InvalidRequest, Problem
+from broker.errors import Conflict, Denied, InvalidRequest, Problem
 from broker.identity import Principal
 from broker.pipelines.service import get_version
 from broker.pipelines.tables import PipelineVersionRow
@@ -236,11 +236,16 @@ def retry_run(
     components: Sequence[str] | None,
     once: Once | None = None,
 ) -> RunView:
-    """Run the failed components (and those named) and their descendants again, as a new attempt."""
+    """Run the failed components (and those named) and their descendants again, as a new attempt.
+
+    A tenant's admin cancels other people's runs but does not start them: their quota and limits would pay.
+    """
     with ctx.db.write() as session:
         if once:
             once.before(session)
         run = find_run(session, principal, run_id, lock=True)
+        if not principal.may_change(run.owner_id):
+            raise Denied("Only its owner, or an admin, runs it again")
         if RunState(run.state) not in {RunState.FAILED, RunState.CANCELLED}:
             raise Conflict(f"Only a failed or cancelled run can be retried; this one is {run.state}")
         if run.removed_at is not None:

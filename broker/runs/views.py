@@ -8,7 +8,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from broker.errors import NotFound
-from broker.identity import Principal
+from broker.identity import Principal, Role
 from broker.identity.tables import UserRow
 from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
@@ -16,22 +16,24 @@ from broker.runs.schemas import JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
 from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow
 
+_TENANT_WIDE = (Role.VIEWER, Role.TENANT_ADMIN)
+
 
 def may_see(principal: Principal, run: RunRow) -> bool:
     """Whether a person may know of a run: the rule of `visible_runs` for one that is at hand."""
     if principal.role == "admin":
         return True
-    if principal.role == "viewer":
+    if principal.role in _TENANT_WIDE:
         return run.tenant == principal.tenant
     return run.owner_id == principal.user_id
 
 
 def visible_runs(principal: Principal) -> Select[RunRow]:
-    """The runs a person may see: an admin all, a viewer the tenant's, everybody else their own."""
+    """The runs a person may see: an admin all, viewers and tenant admins the tenant's, others their own."""
     query = select(RunRow)
     if principal.role == "admin":
         return query
-    if principal.role == "viewer":
+    if principal.role in _TENANT_WIDE:
         return query.where(RunRow.tenant == principal.tenant)
     return query.where(RunRow.owner_id == principal.user_id)
 

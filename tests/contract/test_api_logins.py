@@ -323,3 +323,12 @@ def test_reset_admin_ends_the_keys_of_whoever_was_admin_before(api):
     api.app.state.authenticator.forget(None)
     assert not works(api, key) and not works(api, tokens["access_token"])
     assert refresh(api, tokens["refresh_token"]).status_code == 401
+
+
+def test_what_an_admin_does_to_a_persons_key_stands_in_the_tenants_trail(api):
+    api.add("otto", tenant="other")
+    api.add("olga", Role.TENANT_ADMIN, "other")
+    made = make_key(api, "otto")
+    assert api.call("DELETE", f"/keys/{made['id']}", "root").status_code == 204
+    rows = api.call("GET", "/audit", "olga", params={"action": "key.delete"}).json()["items"]
+    assert [row["actor_name"] for row in rows] == ["root"]
