@@ -1,4 +1,4 @@
-"""The queue and the wishes for a place in it, on a real database, both kinds of it.
+"""The queue and the wishes for a place in it, on a real database; what may differ between the two, on both.
 
 Slurm is not here: what squeue and sprio showed is handed over, and one `scontrol` is answered by a table of
 jobs that follows the rules found on real clusters (tests/cluster/test_queue.py asks those).
@@ -193,17 +193,22 @@ class World:
             return session.get_one(RunRow, run_id).priority
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    kind = getattr(request, "param", "sqlite")
+    url = request.getfixturevalue("postgres_url") if kind == "postgresql" else None
     with context(tmp_path, url) as ctx:
         yield World(ctx, monkeypatch)
+
+
+on_both = pytest.mark.parametrize("world", ["sqlite", "postgresql"], indirect=True)
 
 
 def order(items: Sequence[Mapping[str, Any]]) -> list[str]:
     return [item["run_id"] for item in items]
 
 
+@on_both
 def test_the_queue_is_in_slurms_order_and_says_what_each_run_asks_for(world: World) -> None:
     low, high = world.run(priority=10), world.run(priority=2000)
     same = world.run(priority=10)
@@ -268,6 +273,7 @@ def test_why_a_component_waits_names_the_one_before_it(world: World) -> None:
     assert (item["run_id"], loader["position"], trainer["position"]) == (run_id, 1, 2)
 
 
+@on_both
 def test_a_level_is_a_nice_value_of_all_waiting_jobs_in_one_command_with_one_audit_row(world: World) -> None:
     run_id = world.run()
     assert world.wish(run_id, level="high").status_code == 202
@@ -337,6 +343,7 @@ def test_a_level_after_a_number_thaws_it(world: World) -> None:
     assert {(job.priority, job.nice) for job in world.jobs(run_id).values()} == {(1, 20_000)}
 
 
+@on_both
 def test_a_run_is_moved_just_before_or_after_another(world: World) -> None:
     first, second, third = (world.run(priority=priority) for priority in (3000, 2000, 1000))
     world.look()
@@ -351,6 +358,7 @@ def test_a_run_is_moved_just_before_or_after_another(world: World) -> None:
     assert world.change(third)["number"] == 1999
 
 
+@on_both
 def test_a_run_that_was_overtaken_by_ageing_is_moved_again(world: World) -> None:
     first, second = world.run(priority=3000), world.run(priority=1000)
     world.look()
@@ -393,6 +401,7 @@ def test_a_number_waits_for_the_release_and_a_level_does_not(world: World) -> No
     assert [row.note for row in world.audit(run_id)][1] == "Replaced before it was applied"
 
 
+@on_both
 def test_a_hold_and_its_release_say_why_and_leave_other_holds_alone(world: World) -> None:
     run_id = world.run()
     held = world.api.call("POST", f"/runs/{run_id}/hold", world.admin, json={"reason": "maintenance"})
@@ -427,6 +436,7 @@ def test_an_explicit_priority_that_a_release_took_away_is_given_again(world: Wor
     assert {job.priority for job in world.jobs(run_id).values()} == {77}
 
 
+@on_both
 def test_an_unclear_answer_is_asked_again_and_audited_once(world: World) -> None:
     run_id = world.run()
     world.wish(run_id, number=77)
@@ -455,6 +465,7 @@ def test_a_wish_that_came_too_late_says_so(world: World) -> None:
     assert (world.change(run_id)["state"], world.slurm.commands) == ("failed", [])
 
 
+@on_both
 def test_a_wish_that_is_replaced_while_slurm_is_asked_is_not_taken_for_the_new_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +486,7 @@ def test_a_wish_that_is_replaced_while_slurm_is_asked_is_not_taken_for_the_new_o
     assert world.level(run_id) == "low"
 
 
+@on_both
 def test_training_of_internal_users_is_high_and_slurm_is_told(world: World) -> None:
     eve = f"eve-{world.tenant}"
     world.api.add(eve, Role.INTERNAL, world.tenant)
@@ -505,6 +517,7 @@ def test_only_an_admin_asks_for_high(world: World) -> None:
     assert refused.json()["errors"][0]["pointer"] == "/priority"
 
 
+@on_both
 def test_an_owner_who_takes_low_off_gets_it_back(world: World) -> None:
     run_id = world.run()
     with world.ctx.db.write() as session:
@@ -520,6 +533,7 @@ def test_an_owner_who_takes_low_off_gets_it_back(world: World) -> None:
     assert [row.actor_name for row in world.audit(run_id)] == ["system"]
 
 
+@on_both
 def test_a_retry_goes_in_low_and_an_old_wish_is_not_its_own(world: World) -> None:
     run_id = world.run()
     world.wish(run_id, number=77)
