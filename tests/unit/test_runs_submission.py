@@ -114,3 +114,11 @@ def test_a_complaint_that_a_stranger_wrote_is_one_bounded_line() -> None:
     assert said.startswith("remote: ")
     assert said.isprintable()
     assert len(said) < 2100
+
+
+def test_the_script_asks_accounting_for_states_that_it_accounts_for() -> None:
+    """24.11 refuses others: `sacct: fatal: job state CF is not supported / accounted`."""
+    from broker.compiler import submission
+    from broker.slurm.queue import ALL_STATES
+
+    assert submission._ALL_STATES == ALL_STATES
