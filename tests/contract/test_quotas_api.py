@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import secrets
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,30 @@ def test_calls_are_written_once_a_second_and_not_with_each(open_api: Callable[..
         meter.count("t", always=False)
     assert calls_in(ctx.db, "t", NOON) == 11
     assert told(ctx) == [("quota_80", "t", "api_calls"), ("quota_100", "t", "api_calls")]
+
+
+def test_of_fifty_calls_at_once_as_many_pass_as_are_left(open_api: Callable[..., Api]) -> None:
+    ctx = open_api().ctx
+    meter = ApiMeter(ctx.db, QuotaSettings(api_calls_per_day=20), Clock(NOON))
+    gate = threading.Barrier(50)
+
+    def call(_: int) -> bool:
+        gate.wait(30)
+        try:
+            if not meter.knows("t"):
+                meter.load("t")
+            meter.count("t", always=False)
+        except LimitReached:
+            return False
+        return True
+
+    with ThreadPoolExecutor(51) as pool:
+        flushing = [pool.submit(meter.flush) for _ in range(20)]
+        passed = sum(pool.map(call, range(50)))
+        for flush in flushing:
+            flush.result(30)
+    meter.flush()
+    assert (passed, calls_in(ctx.db, "t", NOON)) == (20, 20)
 
 
 def test_a_new_day_begins_at_nothing_and_calls_of_the_old_one_are_not_lost(
