@@ -60,8 +60,8 @@ _FAILED: Final = (
     "TIMEOUT",
 )
 _ALL_STATES: Final = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
-"""Without a list of states, and an end, sacct leaves out jobs that were cancelled while held; with one that it
-does not account for (CF, CG) it answers nothing at all."""
+"""Without a list of states, and an end, sacct leaves out jobs that were cancelled while held; with one that
+it does not account for (CF, CG) it answers nothing at all."""
 
 
 def submission_script(plan: Plan, *, hold: bool = True) -> str:
