@@ -10,7 +10,7 @@ hop into the thread pool, and only the read itself is sent there.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import structlog
 from fastapi import Depends, Request, Security
@@ -21,10 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from broker.context import Context
 from broker.errors import Denied, Problem, Unauthenticated
 from broker.identity import Permission, Principal
+from broker.identity.keys import key_id
 from broker.identity.permissions import ALLOWED
 from broker.identity.sessions import Account, Authenticator
 from broker.identity.throttle import LoginThrottle
-from broker.quotas.meter import ApiMeter
 
 bearer = HTTPBearer(
     auto_error=False,
@@ -54,16 +54,29 @@ async def get_throttle(request: Request) -> LoginThrottle:
     return throttle
 
 
-async def get_meter(request: Request) -> ApiMeter:
+class CallMeter(Protocol):
+    """What counts API calls (`quotas.meter.ApiMeter`, which this module lies below)."""
+
+    def knows(self, tenant: str) -> bool:
+        """Whether a call can be judged by what is remembered; else `load` first."""
+
+    def load(self, tenant: str) -> None:
+        """Read what is used, and the quota."""
+
+    def count(self, tenant: str, *, always: bool) -> None:
+        """Count one call; raises `LimitReached` when the day's are used up, unless `always`."""
+
+
+async def get_meter(request: Request) -> CallMeter:
     """The application's counter of API calls."""
-    meter: ApiMeter = request.app.state.meter
+    meter: CallMeter = request.app.state.meter
     return meter
 
 
 Ctx = Annotated[Context, Depends(get_context)]
 Auth = Annotated[Authenticator, Depends(get_authenticator)]
 Throttle = Annotated[LoginThrottle, Depends(get_throttle)]
-Calls = Annotated[ApiMeter, Depends(get_meter)]
+Calls = Annotated[CallMeter, Depends(get_meter)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 
 
@@ -111,6 +124,8 @@ async def authenticated(
     if account is None:
         account = await run_in_threadpool(authenticator.verify, token)
     structlog.contextvars.bind_contextvars(user=account.principal.username)
+    if key := key_id(token):
+        structlog.contextvars.bind_contextvars(key=key)
     return account
 
 
@@ -126,7 +141,7 @@ def check(account: Account, permission: Permission) -> None:
         raise Denied(f"The role {principal.role} may not do this ({permission}): ask an admin")
 
 
-async def count(meter: ApiMeter, principal: Principal, permission: Permission) -> None:
+async def count(meter: CallMeter, principal: Principal, permission: Permission) -> None:
     """Count an API call of the caller's tenant; raises `LimitReached` when the day's are used up.
 
     An admin's pass nevertheless (who else would raise the quota), as do those that show it.
