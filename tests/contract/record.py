@@ -253,6 +253,9 @@ def record_changes(rec: Recorder) -> None:
             changes.requeue(ids["gpus"]),
         ),
     )
+    labels = ("held_admin", "held_user", "gpus", "child")
+    rec.record("held", "held", ids=(*(ids[label] for label in labels), 999_999))
+    rec.record("batch_scripts", "batch_scripts", ids=(ids["held_admin"], ids["child"], 999_999))
     rec.record(
         "adjust",
         "adjust",

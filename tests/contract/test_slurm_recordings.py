@@ -250,6 +250,22 @@ def test_jobs_are_changed_and_read_back_in_one_command(recorded: Recordings) -> 
     assert {shown.state for shown in adjusted.after.values()} == {SlurmState.PENDING}
 
 
+def test_what_a_held_job_asks_for_and_its_script_are_read_back(recorded: Recordings) -> None:
+    found, bad = recorded.parse("held")
+    assert bad == ()
+    jobs, ids = {job.job_id: job for job in found}, recorded.ids
+    assert jobs.keys() == {ids[label] for label in ("held_admin", "held_user", "gpus", "child")}
+    held = {label: jobs[ids[label]].held_by_admin for label in ("held_admin", "held_user", "child")}
+    assert held == {"held_admin": True, "held_user": False, "child": False}
+    gpus = jobs[ids["gpus"]]
+    assert (gpus.max_cpus, gpus.tres.gpus, gpus.required_nodes) == (4, 2, "a100-1")
+    assert str(ids["held_admin"]) in jobs[ids["child"]].dependency
+    assert (gpus.work_dir, gpus.output, gpus.time_limit_s) == ("/tmp", "/dev/null", 26 * 3600)
+    scripts = recorded.parse("batch_scripts")
+    assert scripts.keys() == {ids["held_admin"], ids["child"]}
+    assert {script.splitlines()[-1] for script in scripts.values()} == {"true"}
+
+
 def test_a_stranger_is_denied_every_change(recorded: Recordings) -> None:
     assert {result.kind for result in recorded.parse("control_denied").values()} == {ResultKind.DENIED}
     refused = recorded.parse("cancel_denied")

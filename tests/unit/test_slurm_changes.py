@@ -194,6 +194,7 @@ def test_only_changes_are_not_readonly() -> None:
         "control",
         "adjust",
         "cancel",
+        "manage",
     }
 
 
