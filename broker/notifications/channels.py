@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def post(what: Post, rules: Rules, *, seconds: float, ca_file: Path | None, now:
     try:
         with (
             httpcore.ConnectionPool(
-                ssl_context=ssl.create_default_context(cafile=ca_file),
+                ssl_context=_trust(ca_file),
                 max_keepalive_connections=0,
                 network_backend=PinnedBackend(rules, plain=plain, seconds=seconds),
             ) as pool,
@@ -76,6 +77,12 @@ def post(what: Post, rules: Rules, *, seconds: float, ca_file: Path | None, now:
         return Outcome(error=f"No answer within {seconds:g} s")
     except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
         return Outcome(error=f"The connection failed: {error or type(error).__name__}")
+
+
+@cache
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    """Made once: reading the system's certificates takes longer than a delivery."""
+    return ssl.create_default_context(cafile=ca_file)
 
 
 def _judged(answer: httpcore.Response, now: datetime) -> Outcome:

@@ -48,6 +48,8 @@ log = structlog.get_logger("broker.notifications")
 LEASE = "notifications"
 TICK_S = 1.0
 PURGE_S = 3600.0
+IN_A_ROW = 20
+"""Deliveries that a thread makes to one receiver before another receiver's turn."""
 _CLAIM_MARGIN_S = 60
 """A claimed try whose end could not be written is made again this long after it should have ended."""
 
@@ -97,6 +99,10 @@ class Courier:
             except SQLAlchemyError as error:
                 log.error("database_trouble", detail=str(error))
                 self._stop.wait(2.0)
+            except Exception:  # a defect must not end the loop that everybody's notices depend on
+                log.exception("worker_defect")
+                metrics.WORKER_DEFECTS.inc()
+                self._stop.wait(2.0)
 
     def work(self, lease: Lease) -> None:
         """Deliver until stopped, or until the lease is lost."""
@@ -143,6 +149,17 @@ class Courier:
         with self._ctx.db.read() as session:
             return [(key, channel, target) for key, channel, target in session.execute(query)]
 
+    def _next(self, receiver: tuple[str, str]) -> str | None:
+        """The oldest due delivery of one receiver."""
+        query = select(func.min(DeliveryRow.id)).where(
+            DeliveryRow.state == DeliveryState.PENDING,
+            DeliveryRow.channel == receiver[0],
+            DeliveryRow.target == receiver[1],
+            DeliveryRow.next_try_at <= utcnow(),
+        )
+        with self._ctx.db.read() as session:
+            return session.scalar(query)
+
     def _start(
         self, pool: ThreadPoolExecutor, lease: Lease, delivery_id: str, receiver: tuple[str, str]
     ) -> None:
@@ -153,8 +170,12 @@ class Courier:
 
         def task() -> None:
             try:
-                if not lease.lost.is_set() and not self._stop.is_set():
-                    self.deliver(lease, delivery_id)
+                due: str | None = delivery_id
+                for _ in range(IN_A_ROW):
+                    if due is None or lease.lost.is_set() or self._stop.is_set():
+                        break
+                    self.deliver(lease, due)
+                    due = self._next(receiver)
             except LeaseLost:
                 log.warning("lease_lost", lease=LEASE)
             except SQLAlchemyError as error:
@@ -176,7 +197,12 @@ class Courier:
         parcel = self._claim(lease, delivery_id)
         if parcel is None:
             return
-        outcome = parcel.send()
+        try:
+            outcome = parcel.send()
+        except Exception as error:  # counts as a try: what can't be sent is given up in the end
+            log.exception("worker_defect", delivery_id=delivery_id)
+            metrics.WORKER_DEFECTS.inc()
+            outcome = Outcome(error=f"The broker failed to send it ({type(error).__name__}); see its log")
         self._finish(lease, parcel, outcome)
 
     def _claim(self, lease: Lease, delivery_id: str) -> Parcel | None:

@@ -52,7 +52,7 @@ Number = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,15}
 
 GREETING_S = 10.0
 UNAUTHENTICATED, DENIED, LIMITED, TRY_LATER = 4401, 4403, 4429, 1013
-"""Close codes of the WebSocket: HTTP's + 4000 (RFC 6455, 7.4.2: ours to give), or IANA's "try again later"."""
+"""Close codes of the WebSocket: HTTP's + 4000 (RFC 6455, 7.4.2: ours), or IANA's "try again later"."""
 _CLOSE = {401: UNAUTHENTICATED, 403: DENIED, 429: LIMITED}
 _REASON = 60
 """Characters of a reason: it has at most 123 bytes of UTF-8 (RFC 6455, 5.5)."""
@@ -123,7 +123,7 @@ async def follow_by_socket(socket: WebSocket) -> None:
         return
     except BrokerError as error:
         await socket.close(_CLOSE.get(error.http_status, TRY_LATER), error.detail[:_REASON])
-    except (ValueError, TimeoutError):
+    except (ValueError, KeyError, RecursionError, TimeoutError):  # no text, no JSON, nothing at all
         await socket.close(UNAUTHENTICATED, 'Send {"token": "…"} first')
 
 

@@ -29,10 +29,10 @@ TITLES: Final[Mapping[Kind, Mapping[str, str]]] = {
         "ko": "실행 시간 초과: {subject}",
     },
     Kind.QUOTA_80: {
-        "en": "{subject} has used 80 % of a quota",
+        "en": "80 % of a quota is used: {subject}",
         "ko": "할당량 80 % 사용: {subject}",
     },
-    Kind.QUOTA_100: {"en": "{subject} has used up a quota", "ko": "할당량 소진: {subject}"},
+    Kind.QUOTA_100: {"en": "A quota is used up: {subject}", "ko": "할당량 소진: {subject}"},
     Kind.CLUSTER_UNREACHABLE: {
         "en": "Cluster {subject} does not answer",
         "ko": "클러스터 응답 없음: {subject}",
@@ -51,7 +51,7 @@ DETAILS: Final[Mapping[str, Mapping[str, str]]] = {
     "resource": {"en": "Quota", "ko": "할당량"},
     "used": {"en": "Used", "ko": "사용량"},
     "limit": {"en": "Limit", "ko": "한도"},
-    "until": {"en": "Until", "ko": "초기화 시각"},
+    "period": {"en": "Period", "ko": "기간"},
     "since": {"en": "Since", "ko": "시작 시각"},
     "trouble": {"en": "What it said", "ko": "내용"},
     "tenant": {"en": "Tenant", "ko": "테넌트"},
@@ -62,7 +62,6 @@ DETAILS: Final[Mapping[str, Mapping[str, str]]] = {
 _WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "approved": {"en": "approved", "ko": "승인"},
     "rejected": {"en": "rejected", "ko": "반려"},
-    "expired": {"en": "expired", "ko": "기한 만료"},
     "api_calls": {"en": "API calls", "ko": "API 호출"},
     "gpu_hours": {"en": "GPU hours", "ko": "GPU 시간"},
     "upload_gb": {"en": "uploads (GB)", "ko": "업로드(GB)"},

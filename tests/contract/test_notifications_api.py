@@ -330,7 +330,11 @@ def test_the_socket_brings_the_same_with_the_token_in_header_or_first_message(ap
             assert json.loads(socket.recv(20))["seq"] == second
 
 
-@pytest.mark.parametrize("said", ['{"token": "x.y.z"}', "{}", "not json", "[1]", '{"token": 1}'])
+@pytest.mark.parametrize(
+    "said",
+    ['{"token": "x.y.z"}', "{}", "not json", "[1]", '{"token": 1}', b"{}", "[" * 60_000],
+    ids=["bad-token", "no-token", "no-json", "list", "number", "bytes", "deep"],
+)
 def test_the_socket_closes_on_whoever_is_nobody(api, said):
     with (
         served(api) as port,

@@ -20,6 +20,7 @@ from sqlalchemy import func, select, update
 from broker.db import leases, utcnow
 from broker.db.leases import LeaseLost
 from broker.identity import Role
+from broker.notifications import courier as courier_module
 from broker.notifications import notify
 from broker.notifications.courier import LEASE, Courier
 from broker.notifications.outbox import distribute, purge
@@ -277,6 +278,19 @@ def test_a_receiver_that_hangs_holds_up_nobody_else(tmp_path, receiver):
             assert receiver.requests.empty()  # to one receiver goes one at a time
             receiver.hold.set()
             ended(api.ctx, 40)
+
+
+def test_a_defect_in_sending_counts_as_a_try_and_ends(tmp_path, receiver, monkeypatch):
+    def defect(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(courier_module, "post", defect)
+    with service(tmp_path) as api:
+        add_hook(api, receiver)
+        with running(api.ctx):
+            tell(api.ctx)
+            (row,) = ended(api.ctx)
+        assert (row.state, row.tries) == ("dead", 3) and "ZeroDivisionError" in row.last_error
 
 
 def test_messages_to_one_receiver_come_in_order(tmp_path, receiver):
