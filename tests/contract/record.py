@@ -226,6 +226,19 @@ def record_accounts(rec: Recorder) -> None:
 
 def record_changes(rec: Recorder) -> None:
     ids, kim = rec.ids, rec.connect("kim")
+    labels = ("held_admin", "held_user", "gpus", "child")
+    rec.record("held", "held", ids=(*(ids[label] for label in labels), 999_999))
+    rec.record("batch_scripts", "batch_scripts", ids=(ids["held_admin"], ids["child"], 999_999))
+    rec.record(
+        "adjust",
+        "adjust",
+        changes=(
+            changes.update(ids["waiting"], {"Priority": "77"}),
+            changes.update(ids["held_admin"], {"Nice": "-500"}),
+            changes.update(ids["held_user"], {"Priority": "77"}),
+            changes.update(999_999, {"Priority": "77"}),
+        ),
+    )
     rec.record(
         "control",
         "control",
@@ -251,19 +264,6 @@ def record_changes(rec: Recorder) -> None:
             changes.release(ids["held_admin"]),
             changes.update(ids["held_user"], {"Comment": "x"}),
             changes.requeue(ids["gpus"]),
-        ),
-    )
-    labels = ("held_admin", "held_user", "gpus", "child")
-    rec.record("held", "held", ids=(*(ids[label] for label in labels), 999_999))
-    rec.record("batch_scripts", "batch_scripts", ids=(ids["held_admin"], ids["child"], 999_999))
-    rec.record(
-        "adjust",
-        "adjust",
-        changes=(
-            changes.update(ids["waiting"], {"Priority": "77"}),
-            changes.update(ids["held_admin"], {"Nice": "-500"}),
-            changes.update(ids["held_user"], {"Priority": "77"}),
-            changes.update(999_999, {"Priority": "77"}),
         ),
     )
     rec.record("cancel_denied", "cancel", kim, ids=(ids["child"], ids["gpus"]))
