@@ -69,7 +69,7 @@ def receivers(
         if own and wanted_by_tenant(choice.channels, kind):
             yield Channel.EMAIL, choice.owner
     for name, room in book.rooms.items():
-        if (not room.kinds or kind in room.kinds) and (not room.tenants or tenant in room.tenants):
+        if (not room.kinds or str(kind) in room.kinds) and (not room.tenants or tenant in room.tenants):
             yield Channel.CHAT, name
 
 

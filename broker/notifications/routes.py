@@ -34,7 +34,6 @@ from broker.notifications.outbox import tenant_owner, user_owner
 from broker.notifications.preferences import read_preferences, tenant_wants, write_preferences
 from broker.notifications.schemas import (
     DeliveryView,
-    News,
     NoticeView,
     Preferences,
     PreferencesView,
@@ -43,6 +42,7 @@ from broker.notifications.schemas import (
 )
 from broker.notifications.service import visible
 from broker.notifications.tables import DeliveryRow, NotificationRow
+from broker.settings import News
 
 router = APIRouter(prefix="/notifications", tags=["notifications"])
 Self = Annotated[Principal, Depends(requires(Permission.ACCOUNT))]
