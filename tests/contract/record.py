@@ -203,6 +203,9 @@ def record_reads(rec: Recorder, since: datetime) -> None:
     rec.record("queue_by_name", "queue", user="broker", names=names)
     rec.record("queue_by_id", "queue", ids=(*every, 999_999))
     rec.record("queue_purged", "queue", ids=(999_999,))
+    held = [rec.ids[label] for label in ("held_admin", "held_user", "gpus", "child")]
+    rec.record("held", "held", ids=(*held, 999_999))
+    rec.record("batch_scripts", "batch_scripts", ids=(rec.ids["held_admin"], rec.ids["child"], 999_999))
     rec.record("accounting", "accounting", fields=known, ids=every)
     rec.record("accounting_unknown_id", "accounting", fields=known, ids=(999_999,))
     rec.record("accounting_by_name", "accounting", fields=known, names=names, user="broker", since=since)

@@ -20,12 +20,12 @@ from broker.runs.cleanup import remove_run_files
 from broker.runs.observation import Sighting
 from broker.runs.schemas import RunRequest
 from broker.runs.service import cancel_run, create_run, retry_run
-from broker.runs.views import attempt_jobs
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.strays import adopt_strays
 from broker.runs.submission import Submitter
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
+from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.states import SlurmState
 from broker.slurm.tres import parse_tres

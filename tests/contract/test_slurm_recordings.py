@@ -387,3 +387,24 @@ def test_an_operator_changes_accounts_but_no_qos_and_slurms_words_are_kept(recor
     for name in ("manage_frozen", "manage_no_database"):
         with pytest.raises(Unreachable):
             recorded.parse(name)
+
+
+def test_an_administrators_hold_is_told_from_an_owners(recorded: Recordings) -> None:
+    jobs, bad = recorded.parse("held")
+    assert bad == ()
+    by_id = {job.job_id: job for job in jobs}
+    held = {label: by_id[recorded.ids[label]].held_by_admin for label in ("held_admin", "held_user", "child")}
+    assert held == {"held_admin": True, "held_user": False, "child": False}
+    gpus = by_id[recorded.ids["gpus"]]
+    assert (gpus.tres.gpus, gpus.tres.cpus, gpus.max_cpus, gpus.max_nodes) == (2, 4, 4, 1)
+    assert (gpus.time_limit_s, gpus.required_nodes, gpus.work_dir) == (93600, "a100-1", "/tmp")
+    parents = {f"afterok:{recorded.ids[label]}(unfulfilled)" for label in ("held_user", "held_admin")}
+    assert set(by_id[recorded.ids["child"]].dependency.split(",")) == parents
+
+
+def test_batch_scripts_are_those_that_were_submitted(recorded: Recordings) -> None:
+    script = "#!/bin/sh\n# This script was created by sbatch --wrap.\n\ntrue\n"
+    assert recorded.parse("batch_scripts") == {
+        recorded.ids["held_admin"]: script,
+        recorded.ids["child"]: script,
+    }
