@@ -161,6 +161,14 @@ def fair_share(stage: Stage) -> Measured:
     return Measured(text, holds)
 
 
+def moved(stage: Stage) -> Measured:
+    """The test that moves a run with 20 waiting jobs, on a cluster of its own; it prints its figures."""
+    words = [sys.executable, "-m", "pytest", "-q", "-s", "tests/cluster/test_queue.py", "-k", "twenty"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if line.startswith("20 waiting jobs")]
+    return Measured(told[0] if told else "the test failed", done.returncode == 0)
+
+
 def hostile(stage: Stage) -> Measured:
     """The tests of hostile text, on a cluster of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_hostile_text.py"]
@@ -226,6 +234,12 @@ ROWS = (
         "`PriorityCalcPeriod=1`",
         "ratio of GPU time within 10 % of the shares",
         fair_share,
+    ),
+    Row(
+        "priority",
+        "priority change on a run with 20 waiting jobs",
+        "all 20 read back from Slurm, one audit row, ≤ 1 remote command",
+        moved,
     ),
     Row("large", "a 1 GiB output", "arrives checksummed, broker memory grows < 100 MB", large),
     Row(
