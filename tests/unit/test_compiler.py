@@ -168,6 +168,13 @@ def test_a_retry_satisfies_edges_to_what_is_not_run_again() -> None:
     assert plan.jobs[0].script_path == "/cluster/jobs/run-1/control/trainer/2/job.sh"
 
 
+def test_how_much_a_run_hurries_is_said_to_sbatch_and_is_no_part_of_the_hash() -> None:
+    usual, low = compiled(), compiled(identity=replace(identity(), nice=20_000))
+    assert all("--nice=20000" in job.sbatch_args for job in low.jobs)
+    assert not any(word.startswith("--nice") for job in usual.jobs for word in job.sbatch_args)
+    assert low.plan_hash == usual.plan_hash
+
+
 def test_the_plan_hash_is_the_same_for_every_run_and_attempt() -> None:
     same = compiled().plan_hash
     assert compiled(identity=identity("run-9", 3, 99, "other")).plan_hash == same
