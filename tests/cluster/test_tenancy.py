@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.identity import Role
+from broker.db.leases import acquire
+from broker.errors import OutcomeUnknown
+from broker.identity import SYSTEM, Role
+from broker.slurm import SlurmClient
+from broker.tenancy.service import apply_sync
 from tests.api_support import Api, context
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
@@ -56,13 +61,15 @@ def told(slurm: Cluster, what: str, fields: str, *where: str) -> list[str]:
 def plan(api: Api) -> dict[str, Any]:
     answer = api.call("GET", "/clusters/main/sync", "root")
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    view: dict[str, Any] = answer.json()
+    return view
 
 
 def sync(api: Api, *adopt: str) -> dict[str, Any]:
     answer = api.call("POST", "/clusters/main/sync", "root", json={"adopt": list(adopt)})
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    view: dict[str, Any] = answer.json()
+    return view
 
 
 def actions(view: dict[str, Any]) -> dict[str, str]:
@@ -156,6 +163,40 @@ def test_a_change_here_reaches_slurm_and_leaves_an_audit_row_with_slurms_answer(
     assert rows[0]["after"]["object"] == "account sync-b"
     assert "Modified account associations" in rows[0]["note"]
     assert rows[0]["actor_name"] == "root"
+
+
+def test_a_change_whose_end_nobody_saw_is_the_brokers_own_at_the_next_look(
+    api: Api, slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_administrator(slurm, plan(api))
+    sync(api)
+    real = SlurmClient.manage
+
+    def dies_afterwards(client: SlurmClient, words: Sequence[str]) -> str:
+        real(client, words)
+        raise SystemExit("the broker was killed")
+
+    def is_cut_off(client: SlurmClient, words: Sequence[str]) -> str:
+        real(client, words)
+        raise OutcomeUnknown("the connection broke")
+
+    for way, fairshare in ((dies_afterwards, 21), (is_cut_off, 22)):
+        change = {"fairshare": fairshare}
+        assert api.call("PATCH", "/tenants/sync-a", "root", json=change).status_code == 200
+        monkeypatch.setattr(SlurmClient, "manage", way)
+        with contextlib.suppress(SystemExit):
+            apply_sync(api.ctx, SYSTEM, "main")
+        monkeypatch.undo()
+        assert told(slurm, "assoc", "Share", "cluster=dev", "account=sync-a", "user=") == [str(fairshare)]
+        assert actions(plan(api))["account sync-a"] == "same"
+    assert api.call("PATCH", "/tenants/sync-a", "root", json={"fairshare": 3}).status_code == 200
+    assert actions(plan(api))["account sync-a"] == "change", "what the broker set counts as somebody else's"
+
+
+def test_two_at_once_are_refused(api: Api) -> None:
+    assert acquire(api.ctx.db, "sync:main", "somebody", 60) is not None
+    answer = api.call("POST", "/clusters/main/sync", "root", json={})
+    assert (answer.status_code, "just now" in answer.json()["detail"]) == (409, True)
 
 
 def test_only_admins_may_look_and_change(api: Api) -> None:
