@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from datetime import timedelta
 from typing import Any, Final
@@ -33,6 +34,7 @@ SCOPES: Final = frozenset(Permission) - {Permission.KEYS_MANAGE}
 """What a key may be given."""
 _USE_NOTED: Final = timedelta(minutes=10)
 """`last_used_at` is written no more often: reads must not become writes."""
+_FORM: Final = re.compile(r"brk_([0-9a-z]{16})_([0-9a-f]{64})")
 _REFUSED = "The API key is not valid: it was revoked, has expired, or its owner is not active"
 
 
@@ -108,16 +110,23 @@ def _governed(session: Session, principal: Principal, user: str) -> UserRow:
     return person
 
 
+def key_id(text: str) -> str | None:
+    """The id in a key's text, for the log; None for a token that is no key. The key may not exist."""
+    form = _FORM.fullmatch(text)
+    return f"key-{form[1]}" if form else None
+
+
 def verify_key(db: Database, text: str) -> tuple[UserRow, Principal]:
     """The owner of a key, and as whom it acts; raises `Unauthenticated`."""
-    digits, _, secret = text.removeprefix(PREFIX).partition("_")
-    now = utcnow()
+    form, now = _FORM.fullmatch(text), utcnow()
+    if form is None:
+        raise Unauthenticated(_REFUSED)
     with db.read() as session:
-        row = session.get(ApiKeyRow, f"key-{digits}")
-        stored = row.secret_hash if row else _hash("")
-        good = hmac.compare_digest(stored, _hash(secret))
-        user = session.get(UserRow, row.user_id) if row else None
-        if row is None or user is None or not good or row.expires_at <= now or not may_enter(session, user):
+        row = session.get(ApiKeyRow, f"key-{form[1]}")
+        if row is None or not hmac.compare_digest(row.secret_hash, _hash(form[2])) or row.expires_at <= now:
+            raise Unauthenticated(_REFUSED)
+        user = session.get_one(UserRow, row.user_id)
+        if not may_enter(session, user):
             raise Unauthenticated(_REFUSED)
     if row.last_used_at is None or now - row.last_used_at > _USE_NOTED:
         with db.write() as session:
@@ -132,7 +141,7 @@ def _known(scopes: list[str]) -> set[Permission]:
 
 
 def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def shown(row: ApiKeyRow) -> dict[str, Any]:

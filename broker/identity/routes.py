@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from broker.api.conditional import IfMatch, check_if_match, etag
 from broker.api.pagination import Page, PageParams, paginate
 from broker.api.security import Auth, Ctx, Throttle, open_to_all, requires
+from broker.context import Context
+from broker.errors import InvalidRequest, Problem
 from broker.identity import Permission, Principal, logins
 from broker.identity.passwords import check_new_password, hash_password, one_time_password
 from broker.identity.schemas import (
@@ -97,6 +99,7 @@ def add_user(body: UserCreate, ctx: Ctx, principal: Admin) -> UserCreated:
 
     A tenant's admin makes viewers, researchers and further admins of the own tenant.
     """
+    _check_hours(ctx, body.max_training_hours)
     if body.password is not None:
         check_new_password(body.password, body.username, "/password")
     made = None if body.password is not None else one_time_password()
@@ -127,6 +130,7 @@ def edit_user(
     if_match: IfMatch = None,
 ) -> UserView:
     """Change an account; deactivating it, or giving it a new password, ends its logins and API keys."""
+    _check_hours(ctx, body.max_training_hours)
     if body.password is not None:
         check_new_password(body.password, user, "/password")
     hashed = hash_password(body.password) if body.password is not None else None
@@ -138,6 +142,14 @@ def edit_user(
     auth.forget(row.id)
     response.headers["ETag"] = etag(row.row_version)
     return view(row)
+
+
+def _check_hours(ctx: Context, hours: int | None) -> None:
+    longest = ctx.settings.quotas.max_allowed_hours
+    if hours is not None and hours > longest:
+        detail = f"Nobody runs longer than {longest:g} h (`quotas.max_allowed_hours`): allow less"
+        problem = Problem("/max_training_hours", "too_long", detail)
+        raise InvalidRequest(detail, problems=[problem])
 
 
 def view(user: UserRow) -> UserView:

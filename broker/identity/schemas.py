@@ -15,7 +15,7 @@ Username = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,62
 TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 UnixAccount = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
 Password = Annotated[str, Field(max_length=1024)]
-TrainingHours = Annotated[int, Field(ge=1, le=72)]
+TrainingHours = Annotated[int, Field(ge=1, le=8760)]
 
 
 def _not_root(name: str) -> str:
