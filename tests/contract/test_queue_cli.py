@@ -1,4 +1,4 @@
-"""`broker queue`, `broker run priority|hold|release` against a real server; without a worker nothing moves."""
+"""`broker queue`, `broker run priority|hold|release` against a real server; without a worker none moves."""
 
 from __future__ import annotations
 
