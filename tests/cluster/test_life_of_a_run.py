@@ -215,6 +215,7 @@ def test_a_program_that_exceeds_its_time_is_a_timeout(broker: Broker, client: Cl
     assert (jobs["endless"]["state"], jobs["endless"]["failure_class"]) == ("TIMEOUT", "resource")
     assert (jobs["after"]["state"], jobs["after"]["culprit"]) == ("UPSTREAM_FAILED", "endless")
     assert "time" in run["error"]
+    assert_told(client, slow.timeout, ["run_started", "run_timed_out"])
 
 
 def test_a_run_survives_the_loss_of_its_node(broker: Broker, client: Client, slow: Slow) -> None:
@@ -230,6 +231,7 @@ def test_a_run_survives_the_loss_of_its_node(broker: Broker, client: Client, slo
     assert len(client.get("/models", run=slow.node_failure)["items"]) == 1
     assert_outputs_verified(broker, slow.node_failure, ["train"])
     assert_no_false_state(broker, slow.node_failure)
+    assert_told(client, slow.node_failure, ["run_started", "run_completed"])  # Slurm started it twice
 
 
 def test_a_production_run_names_the_test_run_before_it(client: Client) -> None:
@@ -332,3 +334,14 @@ def test_afterwards_every_job_was_in_slurm_once_and_nothing_is_left(broker: Brok
 def _live(broker: Broker, run: dict[str, object]) -> list[str]:
     names = {job["slurm_job_name"] for job in run["jobs"]}  # type: ignore[attr-defined]
     return [job.name for job in broker.cluster.jobs(broker.job_prefix) if job.live and job.name in names]
+
+
+def assert_told(client: Client, run_id: str, kinds: list[str]) -> None:
+    """Whoever asked for the run was told exactly this, in this order; the worker tells within a second."""
+
+    def told() -> list[str]:
+        notices = client.get("/notifications", limit=200)["items"]
+        mine = [one for one in notices if one["data"].get("run_id") == run_id]
+        return [one["kind"] for one in sorted(mine, key=lambda one: one["seq"])]
+
+    until(lambda: told() == kinds, 15, f"told {kinds}")
