@@ -45,7 +45,7 @@ def create_key(
     days = wanted.expires_in_days or limits.key_days
     if days > limits.key_days_max:
         detail = f"A key lives at most {limits.key_days_max} days (`api.key_days_max`)"
-        raise InvalidRequest(detail, problems=[Problem("/expires_in_days", "too_long", detail)])
+        raise InvalidRequest(detail, problems=[Problem("/expires_in_days", "beyond_limit", detail)])
     _check_scopes(principal, wanted.scopes)
     count = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.user_id == principal.user_id)
     if (session.scalar(count) or 0) >= KEPT:

@@ -148,7 +148,7 @@ def _check_hours(ctx: Context, hours: int | None) -> None:
     longest = ctx.settings.quotas.max_allowed_hours
     if hours is not None and hours > longest:
         detail = f"Nobody runs longer than {longest:g} h (`quotas.max_allowed_hours`): allow less"
-        problem = Problem("/max_training_hours", "too_long", detail)
+        problem = Problem("/max_training_hours", "beyond_limit", detail)
         raise InvalidRequest(detail, problems=[problem])
 
 
