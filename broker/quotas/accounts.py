@@ -92,6 +92,11 @@ def reserve(
     month = month_of(now)
     use, limit = gpu_use(session, tenant, month, now), quota_of(session, settings, tenant).gpu_seconds
     after = use.total + gpu_seconds(missing)
+    if gpu_seconds(missing) > limit:
+        return (
+            f"The run needs {hours(gpu_seconds(missing))} GPU hours and the tenant {tenant} has only "
+            f"{hours(limit)} a month by now: have an admin raise the quota, or cancel the run"
+        )
     if after > limit:
         tell(session, tenant, Resource.GPU_HOURS, month, max(use.total, limit), limit)
         return (

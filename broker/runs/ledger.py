@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from broker.compiler.profile import DEFAULT_TIME_S
@@ -36,6 +36,11 @@ from broker.slurm.queue import CLOCK_SKEW
 
 PATIENCE = timedelta(hours=1)
 """How long accounting may take to know of an end; then what the broker has seen is charged."""
+REOPENED = timedelta(days=2)
+"""How long after its account was closed a job may be put back into the queue: Slurm forgets it far sooner
+(`MinJobAge`).
+"""
+LONGEST_PAUSE_S = 300.0
 BATCH = 500
 TIMED_CLASSES = frozenset({"training", "fine-tuning"})
 """Priority classes with the longest time limit of AM-10; inference has none (CD-06)."""
@@ -125,6 +130,15 @@ def _reserve(ctx: Context, session: Session, run: RunRow, wants: Sequence[Want],
     )
 
 
+_Question = tuple[str, int, bool]
+"""A job, how often it was put back, and whether it has ended: when one of these changes, it is asked anew."""
+
+
+class _Tries(NamedTuple):
+    count: int
+    again_at: datetime
+
+
 class Bookkeeper:
     """Keeps the ledger of one cluster. Used by one thread."""
 
@@ -132,6 +146,7 @@ class Bookkeeper:
         self, ctx: Context, cluster: str, lease: Lease, clock: Callable[[], datetime] = utcnow
     ) -> None:
         self._ctx, self._cluster, self._lease, self._clock = ctx, cluster, lease, clock
+        self._tries: dict[_Question, _Tries] = {}
 
     def tick(self) -> None:
         """Settle what can be settled, then let go on what has room. Raises what accounting answers with."""
@@ -145,11 +160,24 @@ class Bookkeeper:
     def _settle(self) -> None:
         pairs = self._open()
         self._follow(pairs)
-        due = [(row, job) for row, job in pairs if _ended(job) or job.restarts > row.restarts][:BATCH]
+        due = self._due([(row, job) for row, job in pairs if _ended(job) or job.restarts > row.restarts])
         ids = [job.slurm_job_id for _, job in due if job.slurm_job_id is not None]
         rows = self._ctx.slurm(self._cluster).attempts(ids) if ids else []
         if due:
             self._write(due, rows)
+
+    def _due(self, pairs: Sequence[tuple[ReservationRow, JobRow]]) -> list[tuple[ReservationRow, JobRow]]:
+        """Those to ask accounting for now: the same question at ever longer intervals (1 s, 2 s … 5 min)."""
+        now = self._clock()
+        asked = {(job.id, job.restarts, _ended(job)): (row, job) for row, job in pairs}
+        never = _Tries(0, now)
+        self._tries = {question: self._tries.get(question, never) for question in asked}
+        ready = [question for question, tries in self._tries.items() if tries.again_at <= now][:BATCH]
+        for question in ready:
+            count = self._tries[question].count
+            pause = timedelta(seconds=min(2.0 ** min(count, 9), LONGEST_PAUSE_S))
+            self._tries[question] = _Tries(count + 1, now + pause)
+        return [asked[question] for question in ready]
 
     def _open(self) -> list[tuple[ReservationRow, JobRow]]:
         """Reservations that are not settled, and those whose job Slurm has put back into the queue since."""
@@ -158,7 +186,13 @@ class Bookkeeper:
             .join(JobRow, JobRow.id == ReservationRow.job_id)
             .where(
                 ReservationRow.cluster == self._cluster,
-                or_(ReservationRow.settled_at.is_(None), JobRow.restarts > ReservationRow.restarts),
+                or_(
+                    ReservationRow.settled_at.is_(None),
+                    and_(
+                        ReservationRow.settled_at > self._clock() - REOPENED,
+                        JobRow.restarts > ReservationRow.restarts,
+                    ),
+                ),
             )
             .order_by(JobRow.ended_at, ReservationRow.job_id)
         )

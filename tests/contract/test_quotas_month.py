@@ -222,7 +222,7 @@ def test_the_ledger_of_a_month_is_what_sacct_says_to_the_second(
             keeper.tick()
             if late:
                 sacct.rows.append(row)
-    keeper.tick()
+    clock.now += timedelta(minutes=10)  # the same question is asked again at ever longer intervals
     keeper.tick()
     everything = [row for rows in known.values() for row in rows]
     assert charged(ctx, ann.tenant) == truth_of(everything)
@@ -275,9 +275,8 @@ def test_a_job_that_accounting_takes_to_run_for_ever_is_charged_once(
     seen(
         ctx, job_id, state=JobState.FAILED, restarts=1, started_at=began, ended_at=began + timedelta(hours=1)
     )
-    clock.now = NOW + timedelta(hours=4)
-    keeper.tick()
-    keeper.tick()
+    for clock.now in (NOW + timedelta(hours=4), NOW + timedelta(hours=5)):
+        keeper.tick()
     assert charged(ctx, ann.tenant) == {MONTH: 2 * (600 + 3600)}
 
 
@@ -322,6 +321,21 @@ def test_what_runs_over_the_end_of_a_month_is_reserved_in_both(
     with ctx.db.read() as session:
         assert accounts.gpu_use(session, ann.tenant, MONTH, END).reserved == 2 * 1800
         assert accounts.gpu_use(session, ann.tenant, month_of(END), END).reserved == 2 * 5400
+
+
+def test_accounting_that_does_not_know_yet_is_asked_again_less_and_less_often(
+    ctx: Context, sacct: Accounting, lease: Lease, ann: Principal
+) -> None:
+    clock = Clock(NOW)
+    keeper, job_id = Bookkeeper(ctx, "main", lease, clock), released(ctx, ann, NOW)
+    seen(ctx, job_id, state=JobState.FAILED, started_at=NOW, ended_at=NOW)
+    for second in range(100):
+        clock.now = NOW + timedelta(seconds=second)
+        keeper.tick()
+    assert sacct.asked == 7  # after 0, 1, 3, 7 … 63 s
+    seen(ctx, job_id, state=JobState.RUNNING, ended_at=None, restarts=1)
+    keeper.tick()
+    assert sacct.asked == 8, "what has changed is asked at once"
 
 
 # ---- waiting ------------------------------------------------------------------------------------------
