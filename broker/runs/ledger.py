@@ -135,7 +135,7 @@ _Question = tuple[str, int, bool]
 
 
 class _Tries(NamedTuple):
-    count: int
+    made: int
     again_at: datetime
 
 
@@ -174,9 +174,9 @@ class Bookkeeper:
         self._tries = {question: self._tries.get(question, never) for question in asked}
         ready = [question for question, tries in self._tries.items() if tries.again_at <= now][:BATCH]
         for question in ready:
-            count = self._tries[question].count
-            pause = timedelta(seconds=min(2.0 ** min(count, 9), LONGEST_PAUSE_S))
-            self._tries[question] = _Tries(count + 1, now + pause)
+            made = self._tries[question].made
+            pause = timedelta(seconds=min(2.0 ** min(made, 9), LONGEST_PAUSE_S))
+            self._tries[question] = _Tries(made + 1, now + pause)
         return [asked[question] for question in ready]
 
     def _open(self) -> list[tuple[ReservationRow, JobRow]]:
