@@ -23,6 +23,7 @@ from broker.runs.events import emit
 from broker.runs.holding import is_approved, request_approval
 from broker.runs.ledger import is_reserved, reserve_or_hold
 from broker.runs.planning import load_plan
+from broker.runs.priority import Level, nice_of
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import slurm_call
@@ -126,6 +127,10 @@ class Gatekeeper:
         with slurm_call(self._cluster, "release"):
             if run.requested_qos is not None:
                 _moved(slurm.update([(number, {"QOS": run.requested_qos}) for number in waiting]))
+            if run.priority == Level.HIGH and run.phase == Phase.RELEASING:
+                # No more than a wish, before anything starts: `queueing.changing` reads back what came of it.
+                nice = str(nice_of(run.priority, self._ctx.cluster(self._cluster).level_nice))
+                slurm.update([(number, {"Nice": nice}) for number in waiting])
             results = slurm.release(waiting)
         _reached(results, "Releasing")
         for number, result in results.items():

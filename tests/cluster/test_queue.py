@@ -268,6 +268,20 @@ def test_a_run_that_is_next_says_so_and_when_slurm_expects_to_start_it(desk: Des
     assert {job.state for job in desk.slurm(running)} == {SlurmState.RUNNING}
 
 
+def test_training_of_an_internal_user_is_high_before_it_may_start(desk: Desk) -> None:
+    desk.api.add("eve", Role.INTERNAL)
+    spec = pipeline([component("a"), component("b", order=1)], [("a", "b")])
+    assert desk.api.store("eve", spec).status_code == 201
+    asked = desk.api.call("POST", "/runs", "eve", json={"pipeline": spec["pipeline_id"]})
+    run_id = asked.json()["id"]
+    assert asked.json()["priority"] == "high"
+    desk.submitter.advance(run_id)
+    assert {(job.nice, job.priority > 0) for job in desk.slurm(run_id)} == {(-20_000, True)}
+    desk.work(run_id)
+    assert desk.change(run_id)["message"] == "2 applied"
+    assert [row.actor_name for row in desk.audit(run_id, "run.priority")] == ["system"]
+
+
 def test_a_retry_waits_at_low_priority_from_its_submission_on(desk: Desk) -> None:
     run_id = desk.run(pipeline([component("one")]))
     assert {job.nice for job in desk.slurm(run_id)} == {0}
