@@ -1,4 +1,4 @@
-"""What opens a route at all: its permission, a token, a password of one's own. Roles: `test_access_matrix`."""
+"""What opens a route at all: a token, a password of one's own. Roles: `test_access_matrix`."""
 
 import re
 
