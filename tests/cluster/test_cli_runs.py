@@ -176,3 +176,22 @@ def test_many_components_of_one_run_are_followed_without_losing_a_line(person: P
     for name in names:
         lines = re.findall(rf"^{name} \| {name}-(\d+)$", out, re.M)
         assert lines == [str(n) for n in range(1, 201)], name
+
+
+def test_a_cluster_is_compared_shown_and_brought_into_line(person: Person) -> None:
+    slurm = person.server.cluster
+    tenant = f"cli-{person.server.environment}"
+    person.broker("tenant", "create", tenant, "--fairshare", "4")
+    try:
+        shown = person.broker("cluster", "sync")[0]
+        assert re.search(rf"^account +{tenant} +create", shown, re.M)
+        script = person.broker("cluster", "sync", "--script")[0]
+        assert f"sacctmgr -i add account {tenant} Cluster=dev" in script
+        done = person.json("cluster", "sync", "--apply")
+        assert {line["result"] for line in done["lines"] if tenant in line["name"]} == {"done"}
+        share = slurm.exec("sacctmgr", "-nP", "show", "assoc", f"account={tenant}", "user=", "format=share")
+        assert share.strip() == "4"
+        assert tenant not in person.broker("cluster", "sync")[0]
+        assert tenant in person.broker("cluster", "sync", "--all")[0]
+    finally:
+        slurm.exec("bash", "-c", f"sacctmgr -i delete account {tenant} || true")
