@@ -49,9 +49,10 @@ def job_args(component: Component, profile: ClusterProfile) -> tuple[str, ...]:
     if resources.gpu_count:
         kind = f"{profile.gres_type(resources.gpu_type)}:" if resources.gpu_type else ""
         args.append(f"--gres=gpu:{kind}{resources.gpu_count // resources.nodes}")
-    limit_s = start_limit(resources, profile)
-    if profile.signal_before_s and limit_s >= profile.signal_before_s + _SIGNAL_SLACK_S:
-        args.append(f"--signal={component.signal or 'TERM'}@{profile.signal_before_s}")
+    long_enough = start_limit(resources, profile) >= profile.signal_before_s + _SIGNAL_SLACK_S
+    warned_s = profile.signal_before_s if long_enough else 0
+    if component.signal or warned_s:  # @0: no warning of the time limit, but that signal at a preemption
+        args.append(f"--signal={component.signal or 'TERM'}@{warned_s}")
     for option in ("partition", "account", "qos"):
         if value := getattr(profile, option):
             args.append(f"--{option}={value}")

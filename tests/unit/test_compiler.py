@@ -131,11 +131,14 @@ def test_gpus_of_any_type_and_none() -> None:
     assert not any(argument.startswith("--gres") for argument in arguments({"gpu_type": "A100"}))
 
 
-def test_the_component_chooses_its_warning_signal_and_short_jobs_get_none() -> None:
-    assert "--signal=USR1@120" in arguments({}, signal="USR1")
-    assert not any(argument.startswith("--signal") for argument in arguments({"time": "2m"}, signal="USR1"))
+def test_the_component_chooses_its_signal_and_short_jobs_get_it_at_a_preemption_only() -> None:
     silent = ClusterProfile(name="t", signal_before_s=0)
-    assert not any(argument.startswith("--signal") for argument in arguments({}, silent))
+    assert "--signal=USR1@120" in arguments({}, signal="USR1")
+    assert "--signal=TERM@120" in arguments({})
+    assert "--signal=USR1@0" in arguments({"time": "2m"}, signal="USR1")
+    assert "--signal=USR2@0" in arguments({}, silent, signal="USR2")
+    for short in (arguments({"time": "2m"}), arguments({}, silent)):
+        assert not any(argument.startswith("--signal") for argument in short)
 
 
 def test_job_names_are_readable_unique_and_short() -> None:
