@@ -98,7 +98,7 @@ def reserve(
             f"{hours(limit)} a month by now: have an admin raise the quota, or cancel the run"
         )
     if after > limit:
-        tell(session, tenant, Resource.GPU_HOURS, month, max(use.total, limit), limit)
+        tell(session, tenant, Resource.GPU_HOURS, month, use.total, limit, full=True)
         return (
             f"The tenant {tenant} has used or set aside {hours(use.total)} of its {hours(limit)} GPU hours "
             f"of this month and this run needs {hours(gpu_seconds(missing))}: it goes on by itself when "

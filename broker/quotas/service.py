@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -172,16 +171,28 @@ def calls_exceeded(tenant: str, limit: int, now: datetime) -> LimitReached:
     return limit_reached(Resource.API_CALLS, said, next_day(now), now)
 
 
-def tell(session: Session, tenant: str, resource: Resource, period: str, amount: int, limit: int) -> None:
-    """Tell the tenant's admin that use has come to a level; once a period, again after a change of quota."""
+def tell(
+    session: Session,
+    tenant: str,
+    resource: Resource,
+    period: str,
+    amount: int,
+    limit: int,
+    *,
+    full: bool = False,
+) -> None:
+    """Tell the tenant's admin that use has come to a level; once a period, again after a change of quota.
+
+    `full`: something had no room any more, although less than all is used.
+    """
     unit, name = UNITS[resource]
     for level in LEVELS:
-        if amount > 0 and amount * 100 >= limit * level:
+        if (amount > 0 and amount * 100 >= limit * level) or (full and level == LEVELS[-1]):
             notify(
                 session,
                 f"quota_{level}",
                 tenant,
-                subject=f"{tenant}: {name}",
+                subject=f"{tenant}: {name}{', runs wait' if full else ''}",
                 data={
                     "tenant": tenant,
                     "resource": resource.value,
@@ -257,8 +268,3 @@ def checked_month(text: str | None, now: datetime) -> str:
     except ValueError:
         detail = f"{text[:20]!r} is no month: write it like {month_of(now)}"
         raise InvalidRequest(detail, problems=[Problem("?month", "bad_month", detail)]) from None
-
-
-def known_tenants(session: Session) -> Sequence[str]:
-    """Tenants with a quota of their own."""
-    return session.scalars(select(QuotaRow.tenant).order_by(QuotaRow.tenant)).all()

@@ -443,16 +443,21 @@ def test_a_tenants_admin_is_told_once_at_each_level_and_again_after_a_change_of_
         query = select(NotificationRow).where(NotificationRow.tenant == ann.tenant)
         with ctx.db.read() as session:
             rows = session.scalars(query.order_by(NotificationRow.created_at, NotificationRow.kind))
-            return [f"{row.kind} of {row.data['limit']:g}" for row in rows if "quota" in row.kind]
+            return [
+                f"{row.kind}: {row.data['used']:g} of {row.data['limit']:g}"
+                for row in rows
+                if "quota" in row.kind
+            ]
 
     set_hours(ctx, ann.tenant, 9)
     asked(ctx, ann, gpu_count=3)
     assert told() == []
     asked(ctx, ann, gpu_count=1)
-    assert told() == ["quota_80 of 9"]
+    assert told() == ["quota_80: 8 of 9"]
     asked(ctx, ann)
     asked(ctx, ann)
-    assert told() == ["quota_80 of 9", "quota_100 of 9"]
+    known = ["quota_80: 8 of 9", "quota_100: 8 of 9"]  # a run that needs four has no room any more
+    assert told() == known
     set_hours(ctx, ann.tenant, 12)
     Bookkeeper(ctx, "main", lease).tick()
-    assert told() == ["quota_80 of 9", "quota_100 of 9", "quota_80 of 12", "quota_100 of 12"]
+    assert told() == [*known, "quota_80: 12 of 12", "quota_100: 12 of 12"]
