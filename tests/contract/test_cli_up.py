@@ -204,8 +204,8 @@ def test_the_same_key_asks_for_one_run(up: Up) -> None:
 def test_waiting_has_an_end_and_harms_nothing(up: Up) -> None:
     run = up.json("run", "submit", str(EXAMPLE))
     done = up.broker("run", "wait", run["id"], "--timeout", "0.5", status=69)
-    assert "is still queued" in done.stderr
-    assert up.json("run", "show", run["id"])["state"] == "queued"
+    assert "is still pending_approval" in done.stderr  # its trainer asks for 4 GPUs
+    assert up.json("run", "show", run["id"])["state"] == "pending_approval"
     up.broker("run", "logs", run["id"], "trainer")
     done = up.broker("run", "logs", run["id"], "nobody", status=2)
     assert "data-loader, preprocessor, trainer, evaluator" in done.stderr
@@ -217,6 +217,7 @@ def test_what_is_not_there_is_not_found(up: Up) -> None:
 
 
 def test_an_account_is_made_used_and_shut_out(up: Up, tmp_path: Path) -> None:
+    up.broker("tenant", "create", "team-a")
     made = up.json("user", "create", "kim", "--role", "viewer", "--tenant", "team-a")
     assert up.json("user", "show", "kim")["role"] == "viewer"
     env = {"XDG_CONFIG_HOME": str(tmp_path)}
