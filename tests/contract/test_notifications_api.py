@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 from sqlalchemy import select, update
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from broker.api.app import make_app
 from broker.db import leases
 from broker.identity import Role
 from broker.notifications import feed, notify
@@ -360,6 +362,13 @@ def test_the_socket_closes_when_the_account_does(api, quick, monkeypatch):
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv(20)
         assert closed.value.rcvd.code == 4401
+
+
+def test_there_is_no_other_socket():
+    """The walk over all routes sees HTTP's only: a socket checks by itself, and its tests are these."""
+    routes = iter_route_contexts(make_app().routes)
+    sockets = [route.path for route in routes if isinstance(route.original_route, APIWebSocketRoute)]
+    assert sockets == ["/api/v1/notifications/ws"]
 
 
 def test_a_one_time_password_opens_no_stream(api):
