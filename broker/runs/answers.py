@@ -22,6 +22,14 @@ TRANSIENT_REFUSALS = (
 """What sbatch says when the time, not the job, is wrong (slurm/slurm_errno.c)."""
 
 
+_SYNC = "An admin brings Slurm into line with the tenants and priority classes: `broker cluster sync`"
+_REMEDIES = {
+    "Invalid qos": f"{_SYNC}; or sets `priority_classes = false` where there are none",
+    "Invalid account": _SYNC,
+}
+"""What mends a refusal that is no fault of the spec (sbatch's words from 22.05 to 26.05)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """What the submission script answered. `ids`: Slurm job id by component; `complete`: it has them all."""
@@ -60,6 +68,12 @@ def parse_submission(stdout: str, stderr: str, components: Container[str]) -> Su
         case _:
             pass
     return Submitted(ids, complete, refused, fenced, foreign, as_one_line(stderr))
+
+
+def refusal(component: str, complaint: str) -> str:
+    """Slurm's refusal of a component as a sentence, with the remedy where it is known."""
+    remedy = next((f". {remedy}" for words, remedy in _REMEDIES.items() if words in complaint), "")
+    return f"Slurm refused component {component!r}: {complaint}{remedy}"
 
 
 def is_transient(complaint: str) -> bool:

@@ -22,7 +22,7 @@ from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.runs.accounts import check_account, foreign
-from broker.runs.answers import Submitted, is_transient, parse_submission
+from broker.runs.answers import Submitted, is_transient, parse_submission, refusal
 from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper, locked
 from broker.runs.holding import drop_holds, plan_known
@@ -138,7 +138,7 @@ class Submitter:
         with slurm_call(self._cluster, "submit"):
             jobs, answer = self._send(run, plan)
         if answer.refused is not None and not is_transient(answer.complaint):
-            raise SlurmRefused(f"Slurm refused component {answer.refused!r}: {answer.complaint}")
+            raise SlurmRefused(refusal(answer.refused, answer.complaint))
         if answer.fenced:
             raise SlurmRefused("This attempt was called off when an earlier try had failed: retry the run")
         if answer.foreign:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import ImageUnavailable, Unreachable
-from broker.runs.answers import is_transient, parse_submission
+from broker.runs.answers import is_transient, parse_submission, refusal
 from broker.runs.images import image_source, parse_pull
 from broker.runs.logs import whole_characters
 from broker.runs.submission import back_off
@@ -31,6 +31,14 @@ def test_a_refusal_carries_slurms_own_words() -> None:
     assert answer.refused == "b"
     assert "Invalid account" in answer.complaint
     assert not is_transient(answer.complaint)
+
+
+def test_a_refusal_of_an_account_or_qos_says_what_mends_it() -> None:
+    failed = "sbatch: error: Batch job submission failed: "
+    assert "broker cluster sync" in refusal("a", f"{failed}Invalid qos specification")
+    account = refusal("a", f"{failed}Invalid account or account/partition combination specified")
+    assert "broker cluster sync" in account
+    assert refusal("a", "no such feature") == "Slurm refused component 'a': no such feature"
 
 
 def test_components_may_be_called_what_the_script_calls_its_verdicts() -> None:
