@@ -7,6 +7,7 @@ The worker's steps are taken by hand: what somebody does between two of them is 
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,18 @@ from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
 from tests.api_support import Api, context
 from tests.cluster.conftest import DevCluster
+from tests.harness.client import Client, Refused
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
+from tests.harness.product import Broker
 from tests.harness.specs import WAIT, component, pipeline
 
 pytestmark = pytest.mark.cluster
 
 CLASSES = ("training", "fine-tuning", "inference", "urgent-inference")
 LARGE = {"gpu_type": "A100", "gpu_count": 4}
+PASSWORD = "two staples and one battery 7"
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +164,36 @@ def admin_held(job: dict[str, str]) -> bool:
     return (job["JobState"], job["Reason"], job["Priority"]) == ("PENDING", "JobHeldAdmin", "0")
 
 
+# ---- where the jobs are the service account's ------------------------------------------------------------
+
+
+def test_an_approved_run_ends_well_and_running_it_again_needs_no_second_decision(
+    cluster: DevCluster, tmp_path: Path
+) -> None:
+    """First of all: the other tests put thresholds on the QOS, which belong to `run_as: user`."""
+    with Broker(tmp_path, Cluster(cluster.name)) as broker:
+        broker.client.post("/users", {"username": "kim", "role": "researcher", "password": PASSWORD})
+        kim = Client(broker.url)
+        kim.login("kim", PASSWORD)
+        kim.change_password(PASSWORD, f"{PASSWORD} again")
+        fails_once = 'if [ "$ATTEMPT" = 1 ]; then exit 3; fi'
+        run_id = kim.start(pipeline([component("train", fails_once, resources=LARGE)]))
+        kim.wait_for(run_id, "hold_confirmed")
+        number = str(kim.jobs(run_id)["train"]["slurm_job_id"])
+        assert cluster.exec(["scontrol", "release", number], "kim")[0] != 0
+        with pytest.raises(Refused) as refused:
+            kim.post(f"/approvals/{run_id}/approve", {})
+        assert refused.value.status == 403
+        approved = broker.client.post(f"/approvals/{run_id}/approve", {"comment": "go ahead"})
+        assert approved["run"]["approval"] == "approved"
+        assert kim.finish(run_id)["state"] == "failed"
+        kim.post(f"/runs/{run_id}/retry", {})
+        run = kim.succeed(run_id)
+        assert (run["attempt"], run["approval"], run["holds"]) == (2, "approved", [])
+        assert "approval_kept" in {event["type"] for event in kim.get(f"/runs/{run_id}/events")}
+        kim.close()
+
+
 # ---- while it waits -------------------------------------------------------------------------------------
 
 LET_GO = (
@@ -186,10 +221,10 @@ def test_the_owner_can_start_nothing_that_waits_for_a_decision(desk: Desk) -> No
     jobs = desk.jobs(run_id)
     assert {job["UserId"] for job in jobs.values()} == {"kim(2001)"}
     for name, number in desk.ids(run_id).items():
-        for attempt in LET_GO:
-            words = attempt.format(number, name=jobs[name]["JobName"]).split()
-            desk.kim("scontrol", *words)
-            assert admin_held(desk.job(run_id, name)), f"scontrol {attempt} by the owner let {name} go"
+        look = f"; squeue -h -t all -j {number} -o '%T %r %Q'"
+        tries = [f"scontrol {one.format(number, name=jobs[name]['JobName'])} 2>/dev/null" for one in LET_GO]
+        seen = desk.slurm.exec("bash", "-c", "\n".join(one + look for one in tries), user="kim").splitlines()
+        assert list(zip(tries, seen, strict=True)) == [(one, "PENDING JobHeldAdmin 0") for one in tries]
     desk.kim("scontrol", "update", f"JobId={desk.ids(run_id)['train']}", "Dependency=")
     assert admin_held(desk.job(run_id, "train"))
     assert not desk.kim("scontrol", "update", f"JobId={desk.ids(run_id)['train']}", "QOS=training-approved")
@@ -437,3 +472,31 @@ def test_a_rejected_run_leaves_nothing_in_slurm(desk: Desk) -> None:
     assert (over["state"], over["approval"], over["error"]) == ("rejected", "rejected", "use 2 GPUs")
     assert {job["JobState"] for job in desk.jobs(run_id).values()} == {"CANCELLED"}
     assert all(job["RunTime"] == "00:00:00" for job in desk.jobs(run_id).values())
+
+
+# ---- what a site can add --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(desk: Desk) -> Iterator[None]:
+    """The cluster with the `job_submit.lua` that the operations page shows."""
+    (script,) = re.findall(r"```lua\n(.*?)```", OPERATIONS.read_text(encoding="utf-8"), re.DOTALL)
+    uid = desk.slurm.exec("id", "-u", "broker").strip()
+    put = "cp slurm.conf slurm.conf.before; echo JobSubmitPlugins=lua >> slurm.conf"
+    desk.slurm.exec("bash", "-ec", f'cd /etc/slurm; printf %s "$1" > job_submit.lua; {put}', "bash",
+                    script.replace("BROKER_UID", uid))  # fmt: skip
+    desk.slurm.restart("slurmctld")
+    yield
+    desk.slurm.exec("bash", "-ec", "mv /etc/slurm/slurm.conf.before /etc/slurm/slurm.conf")
+    desk.slurm.restart("slurmctld")
+
+
+def test_slurm_itself_can_refuse_changes_of_what_was_approved(desk: Desk, guarded: None) -> None:
+    run_id = desk.held(chain())
+    desk.approve(run_id)
+    assert desk.shown(run_id)["approval"] == "approved"
+    train = f"JobId={desk.ids(run_id)['train']}"
+    for change in ("MinMemoryNode=200000", "TimeLimit=60", "NumNodes=2", "QOS=training", "Nice=0"):
+        assert not desk.kim("scontrol", "update", train, change)
+    assert desk.job(run_id, "train")["QOS"] == "training-approved"
+    desk.cancel(run_id)
