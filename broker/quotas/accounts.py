@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker.db.locks import exclusive
-from broker.quotas.ledger import Charge, Reserved, charges, committed, hours, knows_end, over
+from broker.quotas.ledger import Charge, Reserved, carried, charges, committed, hours, knows_end, over
 from broker.quotas.periods import moment_text, month_of, next_month
 from broker.quotas.service import Resource, quota_of, tell
 from broker.quotas.tables import ChargeRow, ReservationRow
@@ -54,11 +54,23 @@ def gpu_use(session: Session, tenant: str, month: str, now: datetime) -> GpuUse:
     settled = session.scalar(
         select(func.sum(ChargeRow.gpu_seconds)).where(ChargeRow.tenant == tenant, ChargeRow.month == month)
     )
-    open_ = select(ReservationRow.gpus, ReservationRow.limit_s, ReservationRow.started_at).where(
+    return GpuUse(int(settled or 0), committed(_open(session, tenant), month, now))
+
+
+def taken(session: Session, tenant: str, now: datetime) -> int:
+    """GPU-seconds that another run has to do without: of this month, or of the next one where that is more.
+
+    So what is begun at the end of a month takes no more of the next one than there is.
+    """
+    this_month = gpu_use(session, tenant, month_of(now), now).total
+    return max(this_month, carried(_open(session, tenant), now))
+
+
+def _open(session: Session, tenant: str) -> list[Reserved]:
+    query = select(ReservationRow.gpus, ReservationRow.limit_s, ReservationRow.started_at).where(
         ReservationRow.tenant == tenant, ReservationRow.settled_at.is_(None)
     )
-    reserved = committed((Reserved(*row) for row in session.execute(open_)), month, now)
-    return GpuUse(int(settled or 0), reserved)
+    return [Reserved(*row) for row in session.execute(query)]
 
 
 def lock_ledger(session: Session, tenant: str) -> None:
@@ -89,20 +101,18 @@ def reserve(
     missing = [want for want in wants if want.job_id not in known]
     if not missing:
         return None
-    month = month_of(now)
-    use, limit = gpu_use(session, tenant, month, now), quota_of(session, settings, tenant).gpu_seconds
-    after = use.total + gpu_seconds(missing)
+    limit, before = quota_of(session, settings, tenant).gpu_seconds, taken(session, tenant, now)
     if gpu_seconds(missing) > limit:
         return (
             f"The run needs {hours(gpu_seconds(missing))} GPU hours and the tenant {tenant} has only "
             f"{hours(limit)} a month by now: have an admin raise the quota, or cancel the run"
         )
-    if after > limit:
-        tell(session, tenant, Resource.GPU_HOURS, month, use.total, limit, full=True)
+    if before + gpu_seconds(missing) > limit:
+        tell_use(session, settings, tenant, now, full=True)
         return (
-            f"The tenant {tenant} has used or set aside {hours(use.total)} of its {hours(limit)} GPU hours "
-            f"of this month and this run needs {hours(gpu_seconds(missing))}: it goes on by itself when "
-            f"there is room, at the latest when the month begins anew ({moment_text(next_month(now))})"
+            f"The tenant {tenant} has used or set aside {hours(before)} of its {hours(limit)} GPU hours a "
+            f"month and this run needs {hours(gpu_seconds(missing))}: it goes on by itself when there is room; "
+            f"the next month begins {moment_text(next_month(now))}"
         )
     session.add_all(
         ReservationRow(
@@ -118,7 +128,8 @@ def reserve(
         )
         for want in missing
     )
-    tell(session, tenant, Resource.GPU_HOURS, month, after, limit)
+    session.flush()
+    tell_use(session, settings, tenant, now)
     return None
 
 
@@ -194,7 +205,10 @@ def _charge(
     )
 
 
-def tell_use(session: Session, settings: QuotaSettings, tenant: str, now: datetime) -> None:
-    """Tell the tenant's admin when the month's use has come to a level."""
+def tell_use(
+    session: Session, settings: QuotaSettings, tenant: str, now: datetime, *, full: bool = False
+) -> None:
+    """Tell the tenant's admin when the month's use has come to a level, or (`full`) a run has no room."""
     month, limit = month_of(now), quota_of(session, settings, tenant).gpu_seconds
-    tell(session, tenant, Resource.GPU_HOURS, month, gpu_use(session, tenant, month, now).total, limit)
+    amount = gpu_use(session, tenant, month, now).total
+    tell(session, tenant, Resource.GPU_HOURS, month, amount, limit, full=full)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from broker.quotas.periods import bounds, month_of
+from broker.quotas.periods import bounds, month_of, next_month
 from broker.slurm import AccountingJob
 
 HOUR_S = 3600
@@ -130,6 +130,14 @@ def committed(reserved: Iterable[Reserved], month: str, now: datetime) -> int:
             begin, end = max(job.started_at, first), min(limit, after)
             total += job.gpus * max(0, int((end - begin).total_seconds()))
     return total
+
+
+def carried(reserved: Iterable[Reserved], now: datetime) -> int:
+    """GPU-seconds that may fall into the month after this one: of what runs its part, of what waits all."""
+    after = month_of(next_month(now))
+    return sum(
+        job.gpus * job.limit_s if job.started_at is None else committed([job], after, now) for job in reserved
+    )
 
 
 def hours(gpu_seconds: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -97,11 +98,12 @@ def check_times(times_s: Mapping[str, int], longest_hours: float) -> None:
 def backstop(gpu_hours: float, max_gpus: int | None) -> dict[str, str]:
     """A tenant's limits as its Slurm association carries them (sacctmgr(1)); "-1" takes a limit away.
 
-    `GrpTRESRunMins`: what runs can never use more than a whole month's quota, whatever the broker believes.
+    `GrpTRESRunMins`: what runs at one moment can't use more from then on than two months' quotas, whatever
+    the broker believes; at the end of a month it may have let go as much, of this one and of the next.
     `GrpTRES`: GPUs at once. `GrpTRESMins` is not used: it decays with the half-life of fair share, so it is
     no monthly limit, and running jobs are killed at it.
     """
     return {
         "GrpTRES": f"gres/gpu={-1 if max_gpus is None else max_gpus}",
-        "GrpTRESRunMins": f"gres/gpu={int(gpu_hours * 60)}",
+        "GrpTRESRunMins": f"gres/gpu={math.ceil(2 * gpu_hours * 60)}",
     }

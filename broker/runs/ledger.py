@@ -274,7 +274,7 @@ class Bookkeeper:
     def _fits(self, session: Session, run: RunRow, now: datetime) -> bool:
         need = accounts.gpu_seconds(wants_of(attempt_jobs(session, run.id, run.attempt)))
         quota = quota_of(session, self._ctx.settings.quotas, run.tenant)
-        return accounts.gpu_use(session, run.tenant, f"{now:%Y-%m}", now).total + need <= quota.gpu_seconds
+        return accounts.taken(session, run.tenant, now) + need <= quota.gpu_seconds
 
 
 def _ended(job: JobRow) -> bool:

@@ -27,6 +27,7 @@ from broker.hosts import Completed, Host
 from broker.identity import SYSTEM, Principal, Role
 from broker.notifications.tables import NotificationRow
 from broker.quotas import accounts
+from broker.quotas.accounts import Want
 from broker.quotas.periods import bounds, month_of, next_month
 from broker.quotas.schemas import QuotaChange
 from broker.quotas.service import set_quota
@@ -418,6 +419,34 @@ def test_a_new_month_lets_go_on_what_waited_for_the_old_one(
     clock.now = next_month(clock.now)
     keeper.tick()
     assert holds(ctx, waits) == []
+
+
+def test_what_is_begun_at_the_end_of_a_month_takes_no_more_of_the_next_than_there_is(
+    ctx: Context, ann: Principal
+) -> None:
+    set_hours(ctx, ann.tenant, 6)
+    now = END - timedelta(minutes=1)
+
+    def fits(name: str, gpus: int) -> bool:
+        with ctx.db.write() as session:
+            reason = accounts.reserve(
+                session,
+                ctx.settings.quotas,
+                tenant=ann.tenant,
+                user_id=ann.user_id,
+                cluster="main",
+                run_id=name,
+                wants=[Want(f"{ann.tenant}-{name}", gpus, 7200)],
+                now=now,
+            )
+            if reason is None:  # and it starts at once
+                session.get_one(ReservationRow, f"{ann.tenant}-{name}").started_at = now
+        return reason is None
+
+    assert [fits("a", 2), fits("b", 2), fits("c", 1)] == [True, False, True]
+    with ctx.db.read() as session:
+        assert accounts.gpu_use(session, ann.tenant, MONTH, now).total == 3 * 60
+        assert accounts.gpu_use(session, ann.tenant, month_of(END), END).total == 3 * 7140
 
 
 def test_what_waits_for_a_decision_as_well_takes_no_room_yet(

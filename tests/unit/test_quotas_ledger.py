@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.quotas.ledger import Reserved, attempts_of, by_month, charges, committed, observed, over
+from broker.quotas.ledger import Reserved, attempts_of, by_month, carried, charges, committed, observed, over
 from broker.quotas.periods import bounds, day_of, month_of, next_day, next_month
 from broker.slurm import AccountingJob
 from tests.harness.sacct import Row, parse
@@ -120,6 +120,16 @@ def test_what_runs_counts_in_each_month_by_its_limit() -> None:
     assert committed(running, "2026-11", NOON) == 2 * 1800
     assert committed(running, "2026-12", NOON) == 2 * 5400
     assert committed(running, "2027-01", NOON) == 0
+
+
+def test_the_next_month_has_to_bear_what_waits_and_the_rest_of_what_runs() -> None:
+    first, _ = bounds("2026-12")
+    jobs = [
+        Reserved(2, 7200, first - timedelta(seconds=1800)),
+        Reserved(1, 3600, None),
+        Reserved(1, 60, NOON),
+    ]
+    assert carried(jobs, NOON) == 2 * 5400 + 3600
 
 
 def test_what_only_the_broker_saw_costs_at_most_its_limit() -> None:

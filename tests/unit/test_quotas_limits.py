@@ -63,5 +63,5 @@ def test_a_run_as_large_as_the_whole_quota_is_none_too_large() -> None:
 
 
 def test_the_backstop_lets_any_run_start_that_the_ledger_lets_go() -> None:
-    assert backstop(100, None) == {"GrpTRES": "gres/gpu=-1", "GrpTRESRunMins": "gres/gpu=6000"}
-    assert backstop(0.5, 8) == {"GrpTRES": "gres/gpu=8", "GrpTRESRunMins": "gres/gpu=30"}
+    assert backstop(100, None) == {"GrpTRES": "gres/gpu=-1", "GrpTRESRunMins": "gres/gpu=12000"}
+    assert backstop(0.5, 8) == {"GrpTRES": "gres/gpu=8", "GrpTRESRunMins": "gres/gpu=60"}
