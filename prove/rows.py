@@ -169,6 +169,15 @@ def moved(stage: Stage) -> Measured:
     return Measured(told[0] if told else "the test failed", done.returncode == 0)
 
 
+def access(stage: Stage) -> Measured:
+    """The matrix of routes, roles and tenants; it prints what it asked."""
+    words = [sys.executable, "-m", "pytest", "-q", "-s", "tests/contract/test_access_matrix.py"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if "routes declared" in line]
+    leaks = "0 leaks" if done.returncode == 0 else "it failed"
+    return Measured(f"{told[0].lstrip('.') if told else ''}: {leaks}", done.returncode == 0)
+
+
 def hostile(stage: Stage) -> Measured:
     """The tests of hostile text, on a cluster of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_hostile_text.py"]
@@ -234,6 +243,12 @@ ROWS = (
         "`PriorityCalcPeriod=1`",
         "ratio of GPU time within 10 % of the shares",
         fair_share,
+    ),
+    Row(
+        "access",
+        "every route asked as every role about things of the own and of another tenant",
+        "100 % of routes declared, 0 leaks",
+        access,
     ),
     Row(
         "priority",
