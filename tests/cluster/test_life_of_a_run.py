@@ -81,6 +81,23 @@ def test_a_diamond_ends_with_a_model_and_every_output_verified(broker: Broker, c
     assert sha256_of_url(file["url"]) == file["sha256"]
 
 
+def test_jobs_and_files_are_the_service_accounts_and_closed_to_people(
+    broker: Broker, client: Client, cluster: DevCluster
+) -> None:
+    run_id = client.start(pipeline([component("talk", f"echo said; {model()}")]))
+    run = client.succeed(run_id)
+    number, folder = str(run["jobs"][0]["slurm_job_id"]), f"{cluster.info['shared']}/ml-jobs/{run_id}"
+    assert run["unix_account"] is None
+    assert cluster.ok("sacct", "-n", "-X", "-P", "-j", number, "-o", "User") == "broker"
+    assert set(cluster.ok("find", folder, "-printf", "%u:%g\n").split()) == {"broker:broker"}
+    assert cluster.ok("stat", "-c", "%a", folder) == "700"
+    assert client.log(run_id, "talk")["text"] == "said\n"
+    for user in ("kim", "park"):
+        status, _, trouble = cluster.exec(["find", folder, "-mindepth", "1"], user)
+        assert status != 0
+        assert "Permission denied" in trouble
+
+
 def test_children_start_only_after_their_parents_and_read_their_outputs(
     broker: Broker, client: Client
 ) -> None:

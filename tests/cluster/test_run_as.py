@@ -1,6 +1,7 @@
-"""Whose the jobs and files are: the service account's, or each person's own (`run_as`).
+"""Jobs and files that are each person's own (`run_as: user`), beside those of the service account.
 
-What a person may do is tried as that Unix user, on the cluster itself.
+What a person may do is tried as that Unix user, on the cluster itself. The service account's way is that of
+every other test here; that its files are its own is in test_life_of_a_run.py.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def owners(cluster: DevCluster, folder: str) -> set[str]:
     return set(cluster.ok("find", folder, "-printf", "%u:%g\n").split())
 
 
-# ---- both ways ----------------------------------------------------------------------------------------
+# ---- a life of one's own -----------------------------------------------------------------------------------
 
 
 def test_jobs_files_logs_and_results_are_the_persons_own(people: People, kims: str) -> None:
@@ -110,28 +111,6 @@ def test_jobs_files_logs_and_results_are_the_persons_own(people: People, kims: s
     assert version["metrics"] == {"accuracy": 0.9}
     assert {entry["component"] for entry in people.kim.outputs(kims)} == {"load", "left", "right", "join"}
     assert_each_job_once(people.broker, [kims])
-
-
-def test_in_service_mode_they_are_the_service_accounts(
-    cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with Broker(tmp_path_factory.mktemp("service"), Cluster(cluster.name)) as broker:
-        kim = member(broker, "kim", "kim")
-        run_id = kim.start(pipeline([component("talk", f"echo said; {model()}")]))
-        run = kim.succeed(run_id)
-        assert run["unix_account"] is None
-        number = str(run["jobs"][0]["slurm_job_id"])
-        assert cluster.ok("sacct", "-n", "-X", "-P", "-j", number, "-o", "User") == "broker"
-        folder = f"{cluster.info['shared']}/ml-jobs/{run_id}"
-        assert owners(cluster, folder) == {"broker:broker"}
-        assert cluster.ok("stat", "-c", "%a", folder) == "700"
-        assert kim.log(run_id, "talk")["text"] == "said\n"
-        assert len(kim.get("/models", run=run_id)["items"]) == 1
-        for user in ("kim", "park"):
-            status, said, trouble = cluster.exec(["find", folder], user)
-            assert status != 0, said
-            assert "Permission denied" in trouble
-        kim.close()
 
 
 def test_a_log_is_read_as_the_person_while_the_job_runs(people: People) -> None:
@@ -251,6 +230,13 @@ def test_a_job_of_anothers_reads_nothing_either(people: People, kims: str) -> No
         with pytest.raises(Refused) as refused:
             people.park.get(path)
         assert refused.value.status == 404
+
+
+def test_slurm_shows_the_script_of_a_job_to_nobody_else(people: People, kims: str) -> None:
+    number = str(people.kim.jobs(kims)["load"]["slurm_job_id"])
+    for show in ('scontrol write batch_script "$1" -', 'sacct -B -j "$1"'):
+        assert "echo loaded" in people.sh("kim", show, number)[1]
+        assert "loaded" not in people.sh("park", show, number)[1]
 
 
 def test_a_link_that_a_person_leaves_leads_the_broker_nowhere_they_could_not_go(people: People) -> None:
@@ -427,8 +413,6 @@ def test_the_doctor_names_what_would_let_people_reach_each_others_runs(
     checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base)
     assert failed(checks) == {"base path", "base path for people"}
     people.cluster.ok("chown", "broker", base)
-    checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base)
-    assert "sticky bit" in checks["base path for people"]["detail"]
     people.cluster.ok("chmod", "0755", base)
     checks = doctor.checks("--no-jobs", status=1, run_as="user", base_path=base, image_dir=people.base)
     assert "acting as kim" in failed(checks)

@@ -77,6 +77,23 @@ def test_a_time_out_ends_a_local_command_with_all_its_children(tmp_path: Path) -
         time.sleep(0.01)
 
 
+def test_what_runs_for_a_person_and_is_not_ours_to_kill_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A command behind sudo belongs to root and the person: kill(2) answers EPERM."""
+
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError(pid, number)
+
+    monkeypatch.setattr(os, "killpg", refused)
+    gate = tmp_path / "gate"
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknown):
+        LocalHost().run(["sh", "-c", f"until [ -e {gate} ]; do sleep 0.1; done"], timeout=0.3)
+    assert time.monotonic() - began < 10
+    gate.touch()
+
+
 def test_silence_for_too_long_is_an_interruption(host: Host) -> None:
     with pytest.raises(TransferInterrupted):
         list(host.stream(["sleep", "30"], timeout=0.3))
