@@ -102,16 +102,17 @@ def reserve(
     if not missing:
         return None
     limit, before = quota_of(session, settings, tenant).gpu_seconds, taken(session, tenant, now)
-    if gpu_seconds(missing) > limit:
+    need = gpu_seconds(missing)
+    if need > limit:
         return (
-            f"The run needs {hours(gpu_seconds(missing))} GPU hours and the tenant {tenant} has only "
+            f"The run needs {hours(need)} GPU hours and the tenant {tenant} has only "
             f"{hours(limit)} a month by now: have an admin raise the quota, or cancel the run"
         )
-    if before + gpu_seconds(missing) > limit:
+    if before + need > limit:
         tell_use(session, settings, tenant, now, full=True)
         return (
             f"The tenant {tenant} has used or set aside {hours(before)} of its {hours(limit)} GPU hours a "
-            f"month and this run needs {hours(gpu_seconds(missing))}: it goes on by itself when there is room; "
+            f"month and this run needs {hours(need)}: it goes on by itself when there is room; "
             f"the next month begins {moment_text(next_month(now))}"
         )
     session.add_all(
