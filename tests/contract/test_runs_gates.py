@@ -1,0 +1,229 @@
+"""How Slurm is made to follow a run's holds, and what happens to a run in between, on a real database.
+
+`Answers` stands for Slurm: a controller that answers late or not at all at exactly one moment can't be
+had. What the real one does is tried in tests/cluster/test_approval.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.context import Context
+from broker.db import leases, utcnow
+from broker.db.leases import Lease
+from broker.identity import Principal, Role
+from broker.runs.gatekeeper import Gatekeeper
+from broker.runs.holding import add_hold, lift_hold
+from broker.runs.schemas import RunRequest
+from broker.runs.service import create_run
+from broker.runs.states import Gate, JobState, Phase
+from broker.runs.submission import Submitter
+from broker.runs.tables import RunHoldRow, RunRow, SubmissionRow
+from broker.runs.views import attempt_jobs
+from broker.slurm import DONE, QueueSnapshot, Result, ResultKind, SlurmState
+from broker.slurm.held import HeldJob
+from broker.slurm.tres import parse_tres
+from tests.api_support import Api, context
+
+FIRST = 100
+
+
+@dataclass
+class Answers:
+    """What Slurm says: `reason` of jobs after a hold, results of changes, and what happens meanwhile."""
+
+    reason: str = "JobHeldAdmin"
+    result: Result = DONE
+    meanwhile: Callable[[], object] = lambda: None
+    asked: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+
+    def _change(self, what: str, ids: Sequence[int]) -> dict[int, Result]:
+        self.asked.append((what, tuple(ids)))
+        self.meanwhile()
+        return dict.fromkeys(ids, self.result)
+
+    def hold(self, ids: Sequence[int]) -> dict[int, Result]:
+        return self._change("hold", ids)
+
+    def release(self, ids: Sequence[int]) -> dict[int, Result]:
+        return self._change("release", ids)
+
+    def held(self, ids: Sequence[int]) -> Mapping[int, HeldJob]:
+        return {number: _job(number, self.reason) for number in ids}
+
+    def capabilities(self) -> Any:
+        return type("Capabilities", (), {"user": "broker"})()
+
+
+def _job(number: int, reason: str) -> HeldJob:
+    texts = dict.fromkeys(HeldJob.__annotations__, "")
+    return HeldJob(
+        **texts
+        | {
+            "job_id": number,
+            "state": SlurmState.PENDING,
+            "reason": reason,
+            "priority": 0 if reason.startswith("JobHeld") else 1,
+            "tres": parse_tres(""),
+            "max_nodes": 1,
+            "max_cpus": 1,
+            "time_limit_s": 60,
+        }
+    )
+
+
+@dataclass
+class Desk:
+    ctx: Context
+    slurm: Answers
+    submitter: Submitter
+    gates: Gatekeeper
+    ann: Principal
+
+    def run(self, run_id: str) -> RunRow:
+        with self.ctx.db.read() as session:
+            return session.get_one(RunRow, run_id)
+
+    def holds(self, run_id: str) -> set[str]:
+        with self.ctx.db.read() as session:
+            return {row.kind for row in session.query(RunHoldRow).filter_by(run_id=run_id)}
+
+    def change(self, run_id: str, what: Callable[..., object], *words: str) -> None:
+        with self.ctx.db.write() as session:
+            what(session, session.get_one(RunRow, run_id), *words)
+
+    def submitted(self, **fields: Any) -> str:
+        """A run that Slurm has, in the phase in which it is released."""
+        run_id = create_run(self.ctx, self.ann, RunRequest(pipeline="digits")).id
+        with self.ctx.db.write() as session:
+            run = session.get_one(RunRow, run_id)
+            run.phase = Phase.RELEASING
+            for name, value in fields.items():
+                setattr(run, name, value)
+            for number, job in enumerate(attempt_jobs(session, run_id, 1), FIRST):
+                job.slurm_job_id, job.state, job.submitted_at = number, JobState.PENDING, utcnow()
+            session.query(RunHoldRow).filter_by(run_id=run_id).delete()
+            row = SubmissionRow(run_id=run_id, attempt=1, plan=b"", plan_hash="sha256:1")
+            row.intended_at = utcnow()
+            session.add(row)
+        return run_id
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    with context(tmp_path) as ctx:
+        api, slurm = Api(ctx), Answers()
+        user_id = api.add("ann")
+        assert api.store("ann").status_code == 201
+        monkeypatch.setattr(ctx, "slurm", lambda cluster: slurm)
+        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
+        assert isinstance(lease, Lease)
+        ann = Principal(user_id, "ann", Role.RESEARCHER, "default")
+        yield Desk(ctx, slurm, Submitter(ctx, "main", lease), Gatekeeper(ctx, "main", lease), ann)
+
+
+def test_a_hold_counts_when_slurm_shows_it_and_not_before(desk: Desk) -> None:
+    run_id = desk.submitted()
+    desk.change(run_id, add_hold, "admin", "maintenance")
+    desk.slurm.reason = "JobHeldUser"  # what a hold by an account that is no operator gives
+    desk.submitter.advance(run_id)
+    run = desk.run(run_id)
+    assert run.gate == Gate.CLOSING and run.next_try_at is not None
+    assert run.trouble is not None and "adminlevel=operator" in run.trouble
+    desk.slurm.reason = "JobHeldAdmin"
+    desk.submitter.advance(run_id)
+    run = desk.run(run_id)
+    assert (run.gate, run.trouble, run.phase) == (Gate.CLOSED, None, Phase.RELEASING)
+    desk.slurm.asked.clear()
+    desk.submitter.advance(run_id)
+    assert desk.slurm.asked == []  # nothing more to do until the hold is lifted
+    desk.change(run_id, lift_hold, "admin")
+    desk.submitter.advance(run_id)
+    assert desk.slurm.asked == [("release", (FIRST + 1, FIRST))]  # children before roots
+    assert (desk.run(run_id).gate, desk.run(run_id).phase) == (Gate.OPEN, Phase.ACTIVE)
+
+
+def test_a_controller_that_does_not_answer_changes_nothing(desk: Desk) -> None:
+    run_id = desk.submitted()
+    desk.change(run_id, add_hold, "admin", "maintenance")
+    desk.slurm.result = Result(ResultKind.OUTCOME_UNKNOWN, "Socket timed out")
+    desk.submitter.advance(run_id)
+    assert desk.run(run_id).gate == Gate.CLOSING and "Socket timed out" in (desk.run(run_id).trouble or "")
+
+
+def test_a_hold_that_is_lifted_while_slurm_holds_ends_in_a_release(desk: Desk) -> None:
+    run_id = desk.submitted()
+    desk.change(run_id, add_hold, "admin", "maintenance")
+    desk.slurm.meanwhile = lambda: desk.change(run_id, lift_hold, "admin")
+    desk.submitter.advance(run_id)
+    assert desk.run(run_id).gate == Gate.OPENING
+    desk.slurm.meanwhile = lambda: None
+    desk.submitter.advance(run_id)
+    assert desk.run(run_id).gate == Gate.OPEN
+    assert [what for what, _ in desk.slurm.asked] == ["hold", "release"]
+
+
+def test_a_hold_that_comes_while_slurm_releases_is_not_forgotten(desk: Desk) -> None:
+    run_id = desk.submitted()
+    desk.slurm.meanwhile = lambda: desk.change(run_id, add_hold, "quota", "no room")
+    desk.submitter.advance(run_id)
+    assert (desk.run(run_id).gate, desk.run(run_id).phase) == (Gate.CLOSING, Phase.ACTIVE)
+    desk.slurm.meanwhile = lambda: None
+    desk.submitter.advance(run_id)
+    assert desk.run(run_id).gate == Gate.CLOSED
+    assert [what for what, _ in desk.slurm.asked] == ["release", "hold"]
+
+
+def test_what_runs_is_neither_held_nor_released(desk: Desk) -> None:
+    run_id = desk.submitted(phase=Phase.ACTIVE)
+    with desk.ctx.db.write() as session:
+        loader, _ = attempt_jobs(session, run_id, 1)
+        loader.state, loader.started_at = JobState.RUNNING, utcnow()
+    desk.change(run_id, add_hold, "admin", "maintenance")
+    desk.submitter.advance(run_id)
+    desk.change(run_id, lift_hold, "admin")
+    desk.submitter.advance(run_id)
+    assert desk.slurm.asked == [("hold", (FIRST + 1,)), ("release", (FIRST + 1,))]
+
+
+@pytest.mark.parametrize(
+    ("plan_hash", "age"),
+    [("sha256:other", timedelta()), ("sha256:1", timedelta(seconds=1)), (None, timedelta())],
+)
+def test_nothing_is_released_that_was_not_approved_exactly_and_lately(
+    desk: Desk, plan_hash: str | None, age: timedelta
+) -> None:
+    over = [{"component": "trainer", "resource": "gpu_count", "requested": 8, "threshold": 4}]
+    until = utcnow() + (timedelta(days=1) if not age else -age)
+    run_id = desk.submitted(
+        approval="approved", needs_approval=over, approved_plan_hash=plan_hash, approved_until=until
+    )
+    desk.submitter.advance(run_id)
+    assert desk.slurm.asked == []
+    run = desk.run(run_id)
+    assert (run.approval, run.state, desk.holds(run_id)) == ("pending", "pending_approval", {"approval"})
+
+
+@pytest.mark.parametrize(("reason", "gate"), [("Priority", Gate.CLOSING), ("JobHeldAdmin", Gate.CLOSED)])
+def test_each_look_at_the_queue_sees_what_got_loose(desk: Desk, reason: str, gate: Gate) -> None:
+    run_id = desk.submitted(gate=Gate.CLOSED)
+    desk.change(run_id, lambda session, run: session.add(
+        RunHoldRow(run_id=run.id, kind="approval", reason="", since=utcnow())
+    ))  # fmt: skip
+    seen = [_queued(number, reason) for number in (FIRST, FIRST + 1)]
+    desk.gates.watch(QueueSnapshot(utcnow(), tuple(seen)))
+    assert desk.run(run_id).gate == gate
+
+
+def _queued(number: int, reason: str) -> Any:
+    from tests.contract.test_runs_races import queued
+
+    job = type("Job", (), {"name": "x"})()
+    row = queued(job, number, "broker")
+    return replace(row, reason=reason, priority=0 if reason.startswith("JobHeld") else 1)
