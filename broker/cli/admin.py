@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from broker.cli.options import Json, Limit, api, examples, group
 from broker.cli.output import emit, fields, table, when
 from broker.errors import InvalidRequest
+from broker.settings import RoleName as Role
 
 users = group("user", "Accounts: an admin's are everybody's, a tenant admin's the tenant's.")
 
-Role = Literal["admin", "tenant_admin", "researcher", "viewer", "internal"]
 Username = Annotated[str, typer.Argument(metavar="USER", help="User name or id.")]
 _COLUMNS = (
     "username",
