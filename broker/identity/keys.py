@@ -41,12 +41,19 @@ _REFUSED = "The API key is not valid: it was revoked, has expired, or its owner 
 def create_key(
     session: Session, principal: Principal, wanted: KeyCreate, limits: ApiSettings
 ) -> tuple[ApiKeyRow, str]:
-    """Add a key of one's own; the row, and the key's text that is not stored anywhere."""
+    """Add a key of one's own; the row, and the key's text that is not stored anywhere.
+
+    The owner's row is locked and looked at first: a key that is made while its owner is shut out would else
+    be there when they are let in again.
+    """
     days = wanted.expires_in_days or limits.key_days
     if days > limits.key_days_max:
         detail = f"A key lives at most {limits.key_days_max} days (`api.key_days_max`)"
         raise InvalidRequest(detail, problems=[Problem("/expires_in_days", "beyond_limit", detail)])
     _check_scopes(principal, wanted.scopes)
+    owner = session.get(UserRow, principal.user_id, with_for_update=True)
+    if owner is None or not may_enter(session, owner):
+        raise Unauthenticated("The account is not active any more")
     count = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.user_id == principal.user_id)
     if (session.scalar(count) or 0) >= KEPT:
         raise Conflict(f"You have {KEPT} keys already: delete one that is not used any more")

@@ -13,6 +13,7 @@ from broker.errors import Unauthenticated
 from broker.identity import Permission, Role, keys
 from broker.identity.logins import KEPT
 from broker.identity.permissions import ALLOWED
+from broker.identity.schemas import KeyCreate
 from broker.identity.service import reset_admin
 from broker.identity.sessions import Authenticator
 from broker.identity.tables import ApiKeyRow, SessionRow
@@ -310,6 +311,13 @@ def test_shut_out_account_loses_everything_in_other_processes_too(api):
         assert elsewhere.remembered_account(token) is None
         with pytest.raises(Unauthenticated):
             elsewhere.verify(token)
+
+
+def test_no_key_is_made_for_an_account_that_was_just_shut_out(api):
+    before = api.app.state.authenticator.verify(api.tokens["ann"]).principal  # remembered for a second
+    api.call("PATCH", "/users/ann", "root", json={"active": False})
+    with pytest.raises(Unauthenticated), api.ctx.db.write() as session:
+        keys.create_key(session, before, KeyCreate(name="late"), api.ctx.settings.api)
 
 
 def test_own_new_password_ends_other_logins_but_no_keys(api):
