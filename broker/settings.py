@@ -328,7 +328,7 @@ class NotificationSettings(_Section):
 
 
 class QuotaSettings(_Section):
-    """What a tenant and a person may use. An admin changes a single tenant's quota with `broker quota set`."""
+    """What a tenant and a person may use. An admin sets one tenant's quota with `broker quota set`."""
 
     api_calls_per_day: int = Field(10_000, ge=0, description="API calls of a tenant a day (UTC)")
     gpu_hours_per_month: float = Field(100, ge=0, description="GPU hours of a tenant a month (UTC)")
