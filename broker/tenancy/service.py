@@ -43,6 +43,7 @@ from broker.tenancy.schemas import Outcome, SyncView, line_view
 from broker.tenancy.tables import ClusterObjectRow
 
 _LEASE_S: Final = 600.0
+"""After a process died in the middle nobody else begins before that: its last sacctmgr may still be going."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ def apply_sync(ctx: Context, principal: Principal, cluster: str, adopt: Collecti
 def _alone(ctx: Context, cluster: str) -> Iterator[None]:
     lease = acquire(ctx.db, f"sync:{cluster}", secrets.token_hex(8), _LEASE_S)
     if lease is None:
-        raise Conflict(f"Somebody else brings cluster {cluster} into line just now: look again in a minute")
+        detail = f"Somebody else brings cluster {cluster} into line just now: look again in some minutes"
+        raise Conflict(detail)
     try:
         yield
     finally:
