@@ -178,6 +178,15 @@ def access(stage: Stage) -> Measured:
     return Measured(f"{told[0].lstrip('.') if told else ''}: {leaks}", done.returncode == 0)
 
 
+def approval(stage: Stage) -> Measured:
+    """The tests of ways around an approval, on a cluster of their own; they print how many were tried."""
+    words = [sys.executable, "-m", "pytest", "-q", "-s", "tests/cluster/test_approval.py"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if line.endswith("get around an approval")]
+    passed = "0 succeeded" if done.returncode == 0 else "a test failed"
+    return Measured(f"{told[0] if told else ''}: {passed}", done.returncode == 0)
+
+
 def hostile(stage: Stage) -> Measured:
     """The tests of hostile text, on a cluster of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_hostile_text.py"]
@@ -243,6 +252,12 @@ ROWS = (
         "`PriorityCalcPeriod=1`",
         "ratio of GPU time within 10 % of the shares",
         fair_share,
+    ),
+    Row(
+        "approval",
+        "approval bypass attempts by the owner's Unix account",
+        "0 of all tried succeed; each is a test",
+        approval,
     ),
     Row(
         "access",

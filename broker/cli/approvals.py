@@ -16,9 +16,7 @@ from broker.cli.options import Interval, Json, Limit, RunId, api, examples, grou
 from broker.cli.output import emit, fields, harmless, message, table, when
 from broker.cli.run_views import because, needs
 
-app = group(
-    "approvals", "Requests that somebody has to decide about: an admin, and never about their own."
-)
+app = group("approvals", "Requests that somebody has to decide about: an admin, and never about their own.")
 
 State = Literal["pending", "approved", "rejected", "all"]
 _UNITS = {"gpu_count": "GPUs", "memory_mib": "MiB"}
