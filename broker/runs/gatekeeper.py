@@ -16,7 +16,7 @@ from broker.audit import record
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import OutcomeUnknown, SlurmRefused, Unreachable
+from broker.errors import BrokerError, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.identity import SYSTEM
 from broker.runs.drift import Difference, Holder, differences, grown
 from broker.runs.events import emit
@@ -28,7 +28,7 @@ from broker.runs.states import Gate, JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.telemetry import slurm_call
 from broker.runs.views import attempt_jobs
-from broker.slurm import DONE, QueueJob, QueueSnapshot, Result, ResultKind, SlurmState
+from broker.slurm import DONE, QueueJob, QueueSnapshot, Result, ResultKind, SlurmState, Tres
 from broker.slurm.held import held_by_admin
 
 _GATED = (Phase.RELEASING, Phase.ACTIVE)
@@ -244,10 +244,12 @@ class Gatekeeper:
         found: dict[str, list[Difference]] = {}
         for job in jobs:
             entry = queue.get(job.slurm_job_id or 0)
-            if entry is None or entry.state.finished:
+            if entry is None or entry.state.finished or job.reap:
                 continue
-            if more := grown(job.component, job.resources, entry.tres, entry.time_limit_s):
-                found[job.id] = more
+            if grown(job.component, job.resources, entry.tres, entry.time_limit_s):
+                asked = entry.tres if entry.state is SlurmState.PENDING else self._asked(entry.job_id)
+                if asked and (more := grown(job.component, job.resources, asked, entry.time_limit_s)):
+                    found[job.id] = more
         if not found:
             return
         listed = [str(each) for more in found.values() for each in more]
@@ -263,6 +265,14 @@ class Gatekeeper:
             emit(session, row, "job_outgrew_approval", differences=listed)
             after = {"differences": listed}
             record(session, SYSTEM, "run.outgrew_approval", "run", row.id, None, after, tenant=row.tenant)
+
+    def _asked(self, job_id: int) -> Tres | None:
+        """What a job that runs had asked for: a partition that gives whole nodes gives more than that."""
+        try:
+            (account,) = self._ctx.slurm(self._cluster).accounting([job_id])
+        except (BrokerError, ValueError):  # not there yet, or accounting does not answer: the next look asks
+            return None
+        return account.req_tres
 
 
 def _sentence(found: Sequence[Difference]) -> str:

@@ -384,6 +384,24 @@ def test_what_the_owner_makes_larger_after_its_approval_is_ended_before_it_start
     assert "train: memory (MB) is 200000, not 64" in error and "Retry" in error
 
 
+def test_what_was_made_larger_and_starts_before_the_next_look_is_ended_by_it(desk: Desk) -> None:
+    spec = chain()
+    spec["components"][1]["command"] = ["sh", "-ec", WAIT]
+    run_id = desk.held(spec)
+    desk.approve(run_id)
+    until(lambda: desk.job(run_id, "prepare")["JobState"] == "RUNNING", 30, "prepare runs", 0.1)
+    assert desk.kim("scontrol", "update", f"JobId={desk.ids(run_id)['train']}", "MinMemoryNode=200000")
+    desk.go_on(run_id, "prepare")
+    until(lambda: desk.job(run_id, "train")["JobState"] == "RUNNING", 30, "train runs", 0.1)
+
+    def ended() -> bool:
+        desk.tracker.tick()
+        return desk.job(run_id, "train")["JobState"] in {"CANCELLED", "COMPLETING"}
+
+    until(ended, 30, "accounting confirms what was asked for, and it is ended", 0.2)
+    assert "train: memory (MB) is 200000, not 64" in desk.shown(run_id)["error"]
+
+
 def test_an_edited_run_directory_changes_nothing_that_slurm_has_already(desk: Desk) -> None:
     run_id = desk.held(chain(prepare="echo prepared"))
     control = f"{desk.base}/{run_id}/control"
