@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from broker import schema
-from broker.audit import record
+from broker.audit import record, sealing
 from broker.audit.chain import LATE, Breach, Head, digest
 from broker.audit.guard import REFUSAL, create_guard, drop_guard
 from broker.audit.sealing import LEASE, kept_head, parse_head, seal, verify
@@ -20,6 +20,7 @@ from broker.db import first_id, leases, utcnow
 from broker.db.leases import LeaseLost
 from broker.errors import InvalidRequest
 from broker.identity import SYSTEM
+from broker.worker import loop
 from broker.worker.periodic import Periodic
 from tests.api_support import context
 from tests.postgres import fresh_database
@@ -32,7 +33,7 @@ def ctx(request, tmp_path):
     url = f"sqlite:///{tmp_path / 'trail.sqlite3'}"
     if request.param == "postgres":
         url = fresh_database(request.getfixturevalue("postgres_url"), f"audit{next(NUMBER)}")
-    with context(tmp_path / "data", url) as made:
+    with context(tmp_path / "data", url, clusters={}) as made:
         yield made
 
 
@@ -223,6 +224,23 @@ def test_the_periodic_task_seals_and_gives_its_lease_back(ctx):
     thread.join(20)
     assert not thread.is_alive() and verify(ctx.db).sealed == 3
     assert leases.acquire(ctx.db, LEASE, "next", 5)
+
+
+def test_the_worker_seals(ctx, monkeypatch):
+    sealed_some, stop, real = threading.Event(), threading.Event(), sealing.seal
+
+    def seal_and_tell(*arguments):
+        if real(*arguments):
+            sealed_some.set()
+
+    monkeypatch.setattr(sealing, "seal", seal_and_tell)
+    write(ctx, 2)
+    thread = threading.Thread(target=loop.run, args=(ctx, stop))
+    thread.start()
+    assert sealed_some.wait(30)
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive() and verify(ctx.db).sealed >= 2
 
 
 # ---- verifying ---------------------------------------------------------------------------------------
