@@ -29,6 +29,8 @@ SecretFile = Annotated[Path, Field(description="A file with the secret, readable
 PriorityClass = Literal["urgent-inference", "inference", "fine-tuning", "training"]
 """How much work hurries (CD-03), the most urgent first."""
 
+RoleName = Literal["admin", "tenant_admin", "internal", "researcher", "viewer"]
+
 CONFIG_FILE_VARIABLE = "BROKER_CONFIG_FILE"
 
 
@@ -39,8 +41,9 @@ class _Section(BaseModel):
 class ClassSettings(_Section):
     """A priority class: what `broker cluster sync` sets on its QOS, and on that of its twin `…-approved`.
 
-    The classes are `urgent-inference` (priority 1000, preempts the last two), `inference` (700),
-    `fine-tuning` (400) and `training` (100); what is not set here stays as it is for that class.
+    The classes are `urgent-inference` (priority 1000, preempts the last two, for admins, tenants' admins and
+    internal users), `inference` (700), `fine-tuning` (400) and `training` (100); what is not set here stays
+    as it is for that class.
     """
 
     priority: int = Field(100, ge=0, description="Priority of the QOS; the highest weighs most (`sprio`)")
@@ -53,6 +56,7 @@ class ClassSettings(_Section):
         120, ge=0, description="Time between a preemption's signal and the end, to write a checkpoint in"
     )
     preempts: tuple[PriorityClass, ...] = Field((), description="Classes whose jobs give way to it")
+    roles: tuple[RoleName, ...] = Field((), description="Roles that may ask for it; none named: everybody")
 
 
 _CLASSES: Mapping[PriorityClass, Mapping[str, object]] = {
@@ -61,6 +65,7 @@ _CLASSES: Mapping[PriorityClass, Mapping[str, object]] = {
         "max_wall_s": 0,
         "grace_s": 0,
         "preempts": ("fine-tuning", "training"),
+        "roles": ("admin", "tenant_admin", "internal"),
     },
     "inference": {"priority": 700, "max_wall_s": 0, "grace_s": 0},
     "fine-tuning": {"priority": 400},
@@ -211,9 +216,6 @@ class ApiSettings(_Section):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses of reverse proxies whose `X-Forwarded-For` tells the client's address"
     )
-
-
-RoleName = Literal["admin", "tenant_admin", "internal", "researcher", "viewer"]
 
 
 class OidcSettings(_Section):

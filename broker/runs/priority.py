@@ -6,6 +6,7 @@ and fair share go on counting beside it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final
 
@@ -45,6 +46,16 @@ def first_level(role: Role, priority_class: str, wanted: str) -> Level:
         detail = "Only an administrator puts a run before others: ask for `normal`, then ask an administrator"
         raise InvalidRequest(detail, problems=[Problem("/priority", "priority_not_allowed", detail)])
     return level
+
+
+def check_class(role: Role, priority_class: str, roles: Collection[str]) -> None:
+    """Raise `InvalidRequest` where a class is not for this role: what preempts is not everybody's.
+
+    `roles`: those that may ask for it (`ClassSettings.roles`); none: everybody.
+    """
+    if roles and role not in roles:
+        detail = f"{priority_class} is for {', '.join(roles)}: ask for another class, or ask an administrator"
+        raise InvalidRequest(detail, problems=[Problem("/priority_class", "class_not_allowed", detail)])
 
 
 def nice_of(level: str, step: int) -> int:

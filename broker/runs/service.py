@@ -22,7 +22,7 @@ from broker.runs.accounts import account_for
 from broker.runs.events import emit
 from broker.runs.holding import begin_attempt, request_approval
 from broker.runs.ledger import admit_run
-from broker.runs.priority import RETRY_LEVEL, first_level
+from broker.runs.priority import RETRY_LEVEL, check_class, first_level
 from broker.runs.schemas import RunRequest, RunView
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import CounterRow, JobRow, RunHoldRow, RunRow
@@ -48,6 +48,8 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
     """
     cluster = ctx.settings.cluster_name(request.cluster)
     profile = ctx.profile(cluster)
+    wanted = request.priority_class
+    check_class(principal.role, wanted, ctx.cluster(cluster).classes[wanted].roles)
     with ctx.db.read() as session:
         version = get_version(session, principal, request.pipeline, request.version)
         _check_test_run(session, principal, request, version)

@@ -15,7 +15,8 @@ from broker.errors import InvalidRequest
 from broker.identity import Role
 from broker.queueing.order import Candidate, Rank, in_order, in_words, largest, rank_of, unmet
 from broker.queueing.wishes import MAX_NUMBER, Outcome, Wish, beside, outcome, overtaken, steps, verdict
-from broker.runs.priority import Level, first_level, nice_of, submission_nice
+from broker.runs.priority import Level, check_class, first_level, nice_of, submission_nice
+from broker.settings import ClusterSettings
 from broker.slurm import DONE, Result, ResultKind, SlurmState
 from broker.slurm.changes import Adjusted, Shown
 
@@ -189,6 +190,15 @@ def test_nobody_but_an_admin_puts_a_run_before_others(role: Role) -> None:
     with pytest.raises(InvalidRequest) as refused:
         first_level(role, "training", "high")
     assert refused.value.problems[0].pointer == "/priority"
+
+
+def test_a_class_that_preempts_others_work_is_not_everybodys() -> None:
+    urgent = ClusterSettings().classes["urgent-inference"].roles
+    check_class(Role.INTERNAL, "urgent-inference", urgent)
+    check_class(Role.RESEARCHER, "inference", ClusterSettings().classes["inference"].roles)
+    with pytest.raises(InvalidRequest) as refused:
+        check_class(Role.RESEARCHER, "urgent-inference", urgent)
+    assert [problem.pointer for problem in refused.value.problems] == ["/priority_class"]
 
 
 def test_levels_are_nice_values_and_only_low_goes_with_the_submission() -> None:
