@@ -14,12 +14,12 @@ def day_of(at: datetime) -> str:
     >>> day_of(datetime(2026, 11, 21, 23, 59, tzinfo=UTC))
     '2026-11-21'
     """
-    return f"{at.astimezone(UTC):%Y-%m-%d}"
+    return at.astimezone(UTC).date().isoformat()
 
 
 def month_of(at: datetime) -> str:
     """The month of a moment."""
-    return f"{at.astimezone(UTC):%Y-%m}"
+    return day_of(at)[:7]
 
 
 def next_day(at: datetime) -> datetime:

@@ -17,7 +17,7 @@ from broker.identity import Principal
 from broker.notifications.service import notify
 from broker.quotas.ledger import HOUR_S
 from broker.quotas.limits import HOUR, UserUse, backstop, check_user, larger_than_quota, limit_reached
-from broker.quotas.periods import day_of, month_of, next_day, next_month
+from broker.quotas.periods import bounds, day_of, month_of, next_day, next_month
 from broker.quotas.schemas import QuotaChange
 from broker.quotas.tables import AdmissionRow, QuotaRow, UseRow
 from broker.settings import QuotaSettings
@@ -264,7 +264,7 @@ def checked_month(text: str | None, now: datetime) -> str:
     if text is None:
         return month_of(now)
     try:
-        return f"{datetime.strptime(text, '%Y-%m'):%Y-%m}"
-    except ValueError:
+        return month_of(bounds(text)[0])
+    except (ValueError, OverflowError):  # no month, or the last one there is: it has no end
         detail = f"{text[:20]!r} is no month: write it like {month_of(now)}"
         raise InvalidRequest(detail, problems=[Problem("?month", "bad_month", detail)]) from None

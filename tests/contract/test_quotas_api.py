@@ -284,8 +284,11 @@ def test_use_of_a_month_is_shown_by_person(open_api: Callable[..., Api]) -> None
         ("vic", 7.0, 1),
         ("ann", 4.0, 2),
     ]
-    wrong = api.call("GET", "/tenants/team-a/usage?month=2026-13", "ann")
-    assert (wrong.status_code, codes(wrong)) == (422, {"bad_month"})
+    for month in ("2026-13", "9999-12", "next"):
+        wrong = api.call("GET", f"/tenants/team-a/usage?month={month}", "ann")
+        assert (wrong.status_code, codes(wrong)) == (422, {"bad_month"}), month
+    long_ago = api.call("GET", "/tenants/team-a/usage?month=0001-01", "ann")
+    assert (long_ago.status_code, long_ago.json()["month"]) == (200, "0001-01")
 
 
 def test_one_sees_how_many_runs_one_may_still_ask_for(open_api: Callable[..., Api]) -> None:
