@@ -20,7 +20,7 @@ from broker.errors import BrokerError, OutcomeUnknown, SlurmRefused, Unreachable
 from broker.identity import SYSTEM
 from broker.runs.drift import Difference, Holder, differences, grown
 from broker.runs.events import emit
-from broker.runs.holding import is_approved, request_approval
+from broker.runs.holding import is_approved, request_approval, why_refused
 from broker.runs.ledger import is_reserved, reserve_or_hold
 from broker.runs.planning import load_plan
 from broker.runs.priority import Level, nice_of
@@ -59,10 +59,14 @@ class Gatekeeper:
     def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
         self._ctx, self._cluster, self._lease = ctx, cluster, lease
 
-    def follow(self, run: RunRow) -> bool:
+    def follow(self, seen: RunRow) -> bool:
         """Do what the set of holds asks for; True when a next step can follow at once."""
         with self._ctx.db.read() as session:
-            held = session.scalar(select(RunHoldRow.kind).where(RunHoldRow.run_id == run.id).limit(1))
+            held = session.scalar(select(RunHoldRow.kind).where(RunHoldRow.run_id == seen.id).limit(1))
+            # After its holds, never before: what a decision lets go is released as that decision says.
+            run = session.get_one(RunRow, seen.id)
+            if (run.attempt, run.phase) != (seen.attempt, seen.phase):
+                return True
             everything = attempt_jobs(session, run.id, run.attempt)
             ready = run.phase == Phase.ACTIVE or (
                 not run.needs_approval and is_reserved(session, run, everything)
@@ -86,7 +90,7 @@ class Gatekeeper:
             found = slurm.held(list(ids)) if ids else {}
         _reached(results, "Holding")
         started = [ids[job.job_id] for job in found.values() if _started(job.state)]
-        if run.approval == "pending" and started:
+        if started and _undecided(run):
             raise SlurmRefused(
                 f"{', '.join(started)} was started before the run was approved, by somebody who may release "
                 "jobs in Slurm; all of it was ended. Request it again and wait for the decision"
@@ -103,7 +107,7 @@ class Gatekeeper:
             row = locked(session, self._lease, run, _GATED)
             if row is not None and row.gate == Gate.CLOSING:
                 row.gate = Gate.CLOSED
-                row.tries, row.next_try_at, row.trouble = 0, None, None
+                row.tries, row.next_try_at, row.trouble = 0, None, why_refused(session, row)
                 emit(session, row, "hold_confirmed", jobs=len(found))
         return False
 
@@ -190,9 +194,11 @@ class Gatekeeper:
             if row is None:
                 return
             reason = f"Slurm does not hold what was to run: {sentence}"
-            request_approval(session, row, reason)
-            row.trouble = f"{reason}. Cancel and retry the run, or put it right with scontrol and approve it"
+            remedy = "Cancel and retry the run, or put it right with scontrol and approve it"
+            request_approval(session, row, f"{reason}. {remedy}")
+            row.trouble = why_refused(session, row)
             emit(session, row, "release_refused", differences=[str(each) for each in found[:LISTED]])
+            emit(session, row, "approval_requested", needs=row.needs_approval)
             after = {"differences": [str(each) for each in found[:LISTED]]}
             record(session, SYSTEM, "run.release_refused", "run", row.id, None, after, tenant=row.tenant)
 
@@ -229,7 +235,7 @@ class Gatekeeper:
             job
             for job in seen
             if (job.state is SlurmState.PENDING and not held_by_admin(job.state, job.priority, job.reason))
-            or (run.approval == "pending" and _started(job.state))
+            or (_undecided(run) and _started(job.state))
         ]
         if not loose:
             return
@@ -278,6 +284,11 @@ class Gatekeeper:
 def _sentence(found: Sequence[Difference]) -> str:
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return "; ".join(map(str, found[:NAMED])) + more
+
+
+def _undecided(run: RunRow) -> bool:
+    """Whether nothing of a run may have started yet: what runs of an active one an earlier decision let go."""
+    return run.approval == "pending" and run.phase == Phase.RELEASING
 
 
 def _waits(job: JobRow) -> bool:

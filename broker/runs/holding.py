@@ -83,7 +83,14 @@ def request_approval(session: Session, run: RunRow, reason: str = NEEDS) -> None
     run.approval, run.approval_requested_at = "pending", utcnow()
     if run.state == RunState.QUEUED:
         run.state = RunState.PENDING_APPROVAL
-    add_hold(session, run, "approval", reason)
+    if not add_hold(session, run, "approval", reason):
+        session.get_one(RunHoldRow, (run.id, "approval")).reason = reason
+
+
+def why_refused(session: Session, run: RunRow) -> str | None:
+    """Why a run that was approved waits for a decision again; None: it does not."""
+    row = session.get(RunHoldRow, (run.id, "approval"))
+    return row.reason if row is not None and row.reason != NEEDS else None
 
 
 def grant_approval(session: Session, run: RunRow) -> None:

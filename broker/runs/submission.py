@@ -286,6 +286,8 @@ class Submitter:
             locked = self._locked(session, run)
             if locked is None or locked.phase not in _BEFORE_ACTIVE:
                 return
+            if locked.cancel_requested_at is not None:  # it was cancelled or rejected meanwhile: that stands
+                return
             locked.error_code, locked.error = error.code, error.detail
             locked.phase, locked.state, locked.ended_at = Phase.DONE, RunState.FAILED, now
             locked.trouble, locked.next_try_at = None, None

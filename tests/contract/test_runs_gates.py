@@ -18,6 +18,8 @@ from broker.context import Context
 from broker.db import leases, utcnow
 from broker.db.leases import Lease
 from broker.identity import Principal, Role
+from broker.runs.drift import Difference
+from broker.runs.events import events_after
 from broker.runs.gatekeeper import Gatekeeper
 from broker.runs.holding import add_hold, lift_hold
 from broker.runs.schemas import RunRequest
@@ -42,6 +44,7 @@ class Answers:
     result: Result = DONE
     meanwhile: Callable[[], object] = lambda: None
     asked: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    running: set[int] = field(default_factory=set)
 
     def _change(self, what: str, ids: Sequence[int]) -> dict[int, Result]:
         self.asked.append((what, tuple(ids)))
@@ -55,7 +58,8 @@ class Answers:
         return self._change("release", ids)
 
     def held(self, ids: Sequence[int]) -> Mapping[int, HeldJob]:
-        return {number: _job(number, self.reason) for number in ids}
+        found = {number: _job(number, self.reason) for number in ids}
+        return found | {n: replace(found[n], state=SlurmState.RUNNING) for n in self.running & found.keys()}
 
     def capabilities(self) -> Any:
         return type("Capabilities", (), {"user": "broker"})()
@@ -208,6 +212,82 @@ def test_nothing_is_released_that_was_not_approved_exactly_and_lately(
     assert desk.slurm.asked == []
     run = desk.run(run_id)
     assert (run.approval, run.state, desk.holds(run_id)) == ("pending", "pending_approval", {"approval"})
+
+
+NEEDS: Any = {
+    "needs_approval": [{"component": "trainer", "resource": "gpu_count", "requested": 8, "threshold": 4}]
+}
+APPROVED: Any = {"approval": "approved", "approved_plan_hash": "sha256:1"}
+CHANGED = [Difference("trainer", "memory (MB)", "64", "200000")]
+
+
+def test_a_decision_that_comes_while_a_run_is_read_releases_nothing_that_was_changed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = desk.submitted(**NEEDS, approval="pending")
+    read_before = desk.run(run_id)
+    with desk.ctx.db.write() as session:
+        run = session.get_one(RunRow, run_id)
+        for name, value in APPROVED.items():
+            setattr(run, name, value)
+        run.approved_until = utcnow() + timedelta(days=1)
+    monkeypatch.setattr(desk.gates, "_differences", lambda run, jobs: CHANGED)
+    desk.gates.follow(read_before)
+    assert desk.slurm.asked == []
+    assert (desk.run(run_id).approval, desk.holds(run_id)) == ("pending", {"approval"})
+
+
+def test_what_runs_of_a_run_that_waits_for_a_second_decision_was_let_go_by_the_first(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = desk.submitted(**NEEDS, **APPROVED, phase=Phase.ACTIVE, gate=Gate.OPENING)
+    with desk.ctx.db.write() as session:
+        loader, _ = attempt_jobs(session, run_id, 1)
+        loader.state, loader.started_at = JobState.RUNNING, utcnow()
+    desk.slurm.running = {FIRST}
+    monkeypatch.setattr(Gatekeeper, "_differences", lambda self, run, jobs: CHANGED)
+    desk.submitter.advance(run_id)
+    assert (desk.run(run_id).approval, desk.run(run_id).gate) == ("pending", Gate.CLOSING)
+    desk.submitter.advance(run_id)
+    run = desk.run(run_id)
+    assert (run.gate, run.phase) == (Gate.CLOSED, Phase.ACTIVE)
+    assert run.trouble is not None and "200000" in run.trouble and "approve it" in run.trouble
+    loader_seen = replace(_queued(FIRST, "None"), state=SlurmState.RUNNING, priority=1)
+    desk.gates.watch(QueueSnapshot(utcnow(), (loader_seen, _queued(FIRST + 1, "JobHeldAdmin"))))
+    assert desk.run(run_id).gate == Gate.CLOSED
+
+
+def test_those_who_decide_are_told_when_a_release_was_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = utcnow() + timedelta(days=1)
+    run_id = desk.submitted(**NEEDS, **APPROVED, approved_until=until)
+    monkeypatch.setattr(Gatekeeper, "_differences", lambda self, run, jobs: CHANGED)
+    desk.submitter.advance(run_id)
+    with desk.ctx.db.read() as session:
+        told = [event.type for event in events_after(session, run_id, 0)]
+    assert told[-2:] == ["release_refused", "approval_requested"]
+    assert desk.run(run_id).approval == "pending"
+
+
+def test_a_run_that_was_rejected_while_it_failed_stays_rejected(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = desk.submitted(**NEEDS, approval="pending")
+    desk.change(run_id, add_hold, "approval", "large")
+
+    def reject(*_: object) -> None:
+        with desk.ctx.db.write() as session:
+            run = session.get_one(RunRow, run_id)
+            run.approval, run.error, run.cancel_requested_at = "rejected", "too large", utcnow()
+
+    ended: list[object] = []
+    monkeypatch.setattr(Submitter, "_end_jobs", lambda self, run, reason: ended.append(reason))
+    desk.slurm.running, desk.slurm.meanwhile = {FIRST}, reject
+    desk.submitter.advance(run_id)
+    run = desk.run(run_id)
+    assert len(ended) == 1
+    assert (run.phase, run.error, run.ended_at) == (Phase.RELEASING, "too large", None)  # its end is pursued
 
 
 @pytest.mark.parametrize(("reason", "gate"), [("Priority", Gate.CLOSING), ("JobHeldAdmin", Gate.CLOSED)])
