@@ -1,12 +1,13 @@
 """API calls of a day: counted in memory, written once a second, never a write per call.
 
-Within one process the count is exact. Several processes see each other's calls a second later, so together
-they may let through what they were asked within that second.
+Within one process the count is exact. Several processes see each other's calls, and a changed quota, when
+they write their own, so together they may let through what they were asked within that second.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,7 +41,7 @@ class ApiMeter:
     def __init__(self, db: Database, settings: QuotaSettings, clock: Callable[[], datetime] = utcnow) -> None:
         self._db, self._settings, self._clock = db, settings, clock
         self._days: dict[str, _Day] = {}
-        self._late: list[tuple[str, str, int]] = []
+        self._late: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     def knows(self, tenant: str) -> bool:
@@ -70,7 +71,7 @@ class ApiMeter:
                 known.written = max(known.written, written)
             else:
                 if known is not None and known.pending:
-                    self._late.append((tenant, known.day, known.pending))
+                    self._late[tenant, known.day] += known.pending
                 self._days[tenant] = _Day(day, limit, written, now)
 
     def count(self, tenant: str, *, always: bool) -> None:
@@ -88,29 +89,27 @@ class ApiMeter:
     def flush(self) -> None:
         """Write what was counted since the last time; a database in trouble gets it the next time."""
         with self._lock:
-            taken = [
-                (tenant, known.day, known.pending) for tenant, known in self._days.items() if known.pending
-            ]
-            taken += self._late
-            self._late = []
-            for known in self._days.values():
-                known.written, known.pending = known.written + known.pending, 0
+            taken, self._late = self._late, Counter()
+            for tenant, known in self._days.items():
+                if known.pending:
+                    taken[tenant, known.day] += known.pending
+                    known.written, known.pending = known.written + known.pending, 0
         if not taken:
             return
         try:
             with self._db.write() as session:
                 sums = {
                     (tenant, day): count_calls(session, self._settings, tenant, day, calls)
-                    for tenant, day, calls in sorted(taken)
+                    for (tenant, day), calls in sorted(taken.items())
                 }
         except Exception as error:
             with self._lock:
-                self._late += taken
+                self._late.update(taken)
             if not isinstance(error, SQLAlchemyError):
                 raise
             log.warning("calls_not_written", detail=str(error))
             return
         with self._lock:
-            for (tenant, day), total in sums.items():
+            for (tenant, day), (total, limit) in sums.items():
                 if (entry := self._days.get(tenant)) is not None and entry.day == day:
-                    entry.written = total
+                    entry.written, entry.limit = total, limit

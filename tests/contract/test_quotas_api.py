@@ -116,6 +116,15 @@ def test_an_admin_is_never_locked_out_and_what_is_raised_holds_at_once(open_api:
     assert [api.call("GET", "/runs", "ann").status_code for _ in range(3)] == [200, 200, 429]
 
 
+def test_what_is_lowered_holds_once_the_calls_since_then_are_written(open_api: Callable[..., Api]) -> None:
+    api = open_api(api_calls_per_day=100)
+    assert api.call("GET", "/runs", "ann").status_code == 200
+    assert api.call("PUT", "/tenants/team-a/quota", "root", json={"api_calls_per_day": 2}).status_code == 200
+    assert api.call("GET", "/runs", "ann").status_code == 200
+    api.app.state.meter.flush()
+    assert api.call("GET", "/runs", "ann").status_code == 429
+
+
 class Clock:
     """A clock that a test moves."""
 
