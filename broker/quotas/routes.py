@@ -14,7 +14,7 @@ from broker.identity import Permission, Principal
 from broker.identity.tables import TenantRow
 from broker.identity.tenants import find_tenant, visible_tenants
 from broker.quotas.schemas import QuotaChange, QuotaView, UsageView
-from broker.quotas.service import checked_month, quota_of, set_quota
+from broker.quotas.service import checked_month, lock_quota, quota_of, set_quota
 from broker.quotas.views import view_quota, view_usage
 
 router = APIRouter(tags=["quotas"])
@@ -57,6 +57,7 @@ def put_quota(
     """
     with ctx.db.write() as session:
         tenant = find_tenant(session, principal, name).name
+        lock_quota(session, tenant)
         check_if_match(if_match, etag(quota_of(session, ctx.settings.quotas, tenant).version))
         set_quota(session, principal, tenant, body)
         view = view_quota(session, ctx.settings.quotas, tenant, utcnow())

@@ -80,10 +80,16 @@ def quota_of(session: Session, settings: QuotaSettings, tenant: str) -> Quota:
     )
 
 
-def set_quota(session: Session, principal: Actor, tenant: str, change: QuotaChange) -> QuotaRow:
-    """Replace a tenant's own numbers (None: the setting's); the next call, upload and run see them."""
+def lock_quota(session: Session, tenant: str) -> None:
+    """One change of a tenant's own numbers at a time: call this before looking at them to change them."""
     exclusive(session, f"quota {tenant}")
-    row = session.get(QuotaRow, tenant, with_for_update=True)
+
+
+def set_quota(session: Session, principal: Actor, tenant: str, change: QuotaChange) -> QuotaRow:
+    """Replace a tenant's own numbers (None: the setting's); the next upload and run see them, calls within a
+    second. Call `lock_quota` first, in the same transaction.
+    """
+    row = session.get(QuotaRow, tenant)
     fields = list(QuotaChange.model_fields)
     before = {name: getattr(row, name) for name in fields} if row else None
     if row is None:
@@ -131,12 +137,14 @@ def add(session: Session, tenant: str, resource: Resource, period: str, amount: 
     return total
 
 
-def count_calls(session: Session, settings: QuotaSettings, tenant: str, day: str, calls: int) -> int:
-    """Add API calls that were made in a day; the day's sum."""
+def count_calls(
+    session: Session, settings: QuotaSettings, tenant: str, day: str, calls: int
+) -> tuple[int, int]:
+    """Add API calls that were made in a day; the day's sum, and the quota as it is now."""
     total = add(session, tenant, Resource.API_CALLS, day, calls)
     limit = quota_of(session, settings, tenant).api_calls
     tell(session, tenant, Resource.API_CALLS, day, total, limit)
-    return total
+    return total, limit
 
 
 def check_upload(session: Session, settings: QuotaSettings, tenant: str, size: int, now: datetime) -> None:

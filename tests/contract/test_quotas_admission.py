@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from broker.context import Context
 from broker.db import utcnow
 from broker.errors import InvalidRequest, LimitReached
-from broker.identity import Principal, Role
+from broker.identity import SYSTEM, Principal, Role
 from broker.identity.tables import UserRow
 from broker.quotas import accounts
 from broker.quotas.accounts import Want
 from broker.quotas.limits import UserUse, check_user
 from broker.quotas.periods import month_of
-from broker.quotas.service import Resource, count_upload, used
+from broker.quotas.schemas import QuotaChange
+from broker.quotas.service import Resource, count_upload, lock_quota, quota_of, set_quota, used
 from broker.quotas.tables import AdmissionRow
 from broker.runs.schemas import RunRequest
 from broker.runs.service import create_run, retry_run
@@ -30,6 +31,7 @@ from broker.runs.states import Phase, RunState
 from broker.runs.tables import RunRow
 from broker.settings import QuotaSettings
 from tests.api_support import Api, context, spec
+from tests.harness.processes import until
 from tests.harness.product import UNLIMITED
 
 AT_ONCE = 50
@@ -145,6 +147,31 @@ def test_of_fifty_uploads_at_once_only_those_are_taken_that_the_quota_has_room_f
     assert "1.00 GiB" in str(next(error for error in results if error))
     with ctx.db.read() as session:
         assert used(session, tenant, Resource.UPLOAD, month_of(utcnow())) == 1000 << 20
+
+
+def test_of_two_who_saw_the_same_quota_only_the_first_changes_it(
+    open_context: Callable[..., Context],
+) -> None:
+    ctx, tenant = open_context(), f"t-{secrets.token_hex(4)}"
+    api = Api(ctx)
+    api.add(f"root-{tenant}", Role.ADMIN, tenant)
+
+    def change() -> int:
+        seen, body = {"If-Match": '"0"'}, {"max_gpus": 2}
+        answer = api.call("PUT", f"/tenants/{tenant}/quota", f"root-{tenant}", seen, json=body)
+        return int(answer.status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        with ctx.db.write() as session:
+            lock_quota(session, tenant)
+            set_quota(session, SYSTEM, tenant, QuotaChange(max_gpus=1))
+            second = pool.submit(change)
+            if session.get_bind().dialect.name == "postgresql":
+                waits = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+                until(lambda: bool(session.scalar(waits)), 30, "the second one does not wait for the first")
+        assert second.result(60) == 412
+    with ctx.db.read() as session:
+        assert quota_of(session, ctx.settings.quotas, tenant).max_gpus == 1
 
 
 def test_an_end_makes_room_and_a_retry_counts_like_a_request(open_context: Callable[..., Context]) -> None:
