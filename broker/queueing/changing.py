@@ -145,7 +145,7 @@ class PriorityChanger:
             if came.jobs:
                 row.jobs = wishes.remember(row.jobs if row.tries else (), came.jobs)
             row.message = came.message
-            if not came.jobs and row.asked_by_id == SYSTEM.user_id:
+            if not (came.jobs or came.again) and row.asked_by_id == SYSTEM.user_id:
                 row.state = "applied"  # it started before it could be given its level: nothing to tell
                 return
             if came.again:

@@ -127,7 +127,7 @@ def _read(
     for hold in session.scalars(select(RunHoldRow).join(RunRow).where(RunRow.cluster == cluster)):
         holds[hold.run_id][hold.kind] = hold.reason
     numbers = {number for seen in queue.values() for number in unmet(seen.dependency)}
-    names = _components(session, runs, numbers)
+    names = _components(session, numbers)
     found = {row.id: _job(row, run, queue, holds[run.id], names) for row, run in rows}
     order = in_order(
         Candidate(
@@ -161,11 +161,13 @@ def _submit(job: _Job) -> float:
     return (job.row.submitted_at or job.run.created_at).timestamp()
 
 
-def _components(session: Session, runs: Collection[str], numbers: Collection[int]) -> dict[int, str]:
-    """Components by Slurm job id, of jobs that others wait for."""
+def _components(session: Session, numbers: Collection[int]) -> dict[tuple[str, int], str]:
+    """Components by run and Slurm job id, of jobs that others wait for. Ids are recycled, and an owner may
+    let a job wait for somebody else's: what that is called is nobody's to read.
+    """
     query = select(JobRow.run_id, JobRow.slurm_job_id, JobRow.component)
     rows = session.execute(query.where(JobRow.slurm_job_id.in_(numbers)))
-    return {row.slurm_job_id: row.component for row in rows if row.run_id in runs}
+    return {(row.run_id, row.slurm_job_id): row.component for row in rows}
 
 
 def _job(
@@ -173,14 +175,14 @@ def _job(
     run: RunRow,
     queue: Mapping[int, Seen],
     holds: Mapping[str, str],
-    names: Mapping[int, str],
+    names: Mapping[tuple[str, int], str],
 ) -> _Job:
     seen = queue.get(row.slurm_job_id or 0)
     held = any(kind != "submission" for kind in holds) or (seen is not None and seen.held)
     reason = reason_word(seen.reason if seen else row.reason)
     rank = rank_of(in_slurm=row.slurm_job_id is not None, held=held, reason=reason)
-    waits_for = tuple(names[number] for number in unmet(seen.dependency) if number in names) if seen else ()
-    return _Job(row, run, seen, rank, waits_for)
+    parents = [names.get((run.id, number)) for number in unmet(seen.dependency)] if seen else []
+    return _Job(row, run, seen, rank, tuple(filter(None, parents)))
 
 
 def _entry(place: _Place) -> QueueEntry:

@@ -21,6 +21,7 @@ from broker.audit.tables import AuditRow
 from broker.context import Context
 from broker.db import leases, utcnow
 from broker.db.leases import Lease
+from broker.errors import ConfigurationError
 from broker.identity import Role
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
@@ -274,6 +275,16 @@ def test_why_a_component_waits_names_the_one_before_it(world: World) -> None:
 
 
 @on_both
+def test_what_a_component_waits_for_in_another_run_is_not_named(world: World) -> None:
+    mine, other = world.run(number=100), world.run(world.admin, number=200)
+    assert len(world.jobs(other)) == 2
+    world.slurm.set(101, reason="Dependency", dependency="afterok:100(unfulfilled),afterok:200(unfulfilled)")
+    world.look()
+    (entry,) = world.queue(world.ann)
+    assert entry["run_id"] == mine
+    assert entry["jobs"][1]["why"]["en"] == "It waits for loader to complete."
+
+
 def test_a_level_is_a_nice_value_of_all_waiting_jobs_in_one_command_with_one_audit_row(world: World) -> None:
     run_id = world.run()
     assert world.wish(run_id, level="high").status_code == 202
@@ -508,6 +519,26 @@ def test_a_level_that_comes_too_late_for_a_run_that_started_is_no_event(world: W
             job.state = JobState.RUNNING
     assert world.work() == [run_id]
     assert world.work() == world.audit(run_id) == world.slurm.commands == []
+
+
+def test_a_level_that_could_not_be_given_is_not_taken_for_given(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eve = f"eve-{world.tenant}"
+    world.api.add(eve, Role.INTERNAL, world.tenant)
+    run_id = world.run(eve)
+
+    def missing(wanted: Sequence[Change]) -> Adjusted:
+        raise ConfigurationError("scontrol: command not found")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ctx.slurm("main"), "adjust", missing)
+        assert world.work() == [run_id]
+    assert (world.change(run_id)["state"], world.audit(run_id)) == ("pending", [])
+    with world.ctx.db.write() as session:
+        session.get_one(PriorityRow, run_id).next_try_at = None
+    assert world.work() == [run_id]
+    assert {job.nice for job in world.jobs(run_id).values()} == {-20_000}
 
 
 def test_only_an_admin_asks_for_high(world: World) -> None:
