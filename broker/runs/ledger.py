@@ -28,7 +28,7 @@ from broker.quotas.service import admit, lock_user, quota_of
 from broker.quotas.tables import ReservationRow
 from broker.runs.events import emit
 from broker.runs.holding import add_hold, lift_hold
-from broker.runs.states import JobState, RunState
+from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.views import attempt_jobs
 from broker.slurm import AccountingJob
@@ -249,7 +249,7 @@ class Bookkeeper:
             with self._ctx.db.write() as session:
                 self._lease.confirm(session)
                 run = session.get_one(RunRow, run_id, with_for_update=True)
-                if run.cancel_requested_at is not None:
+                if run.cancel_requested_at is not None or run.phase == Phase.DONE:
                     continue
                 wants = wants_of(attempt_jobs(session, run.id, run.attempt))
                 if _reserve(self._ctx, session, run, wants, self._clock()) is None:
@@ -264,7 +264,8 @@ class Bookkeeper:
         query = (
             select(RunRow)
             .join(RunHoldRow, RunHoldRow.run_id == RunRow.id)
-            .where(RunRow.cluster == self._cluster, RunHoldRow.kind == "quota", RunRow.id.not_in(others))
+            .where(RunRow.cluster == self._cluster, RunRow.phase != Phase.DONE)
+            .where(RunHoldRow.kind == "quota", RunRow.id.not_in(others))
             .order_by(RunRow.number)
         )
         now = self._clock()

@@ -397,6 +397,20 @@ def test_runs_without_room_wait_and_the_oldest_that_fits_goes_on_first(
     assert use.reserved == (3 + 2 + 1) * 7200
 
 
+def test_what_has_ended_while_it_waited_takes_no_room(ctx: Context, lease: Lease, ann: Principal) -> None:
+    set_hours(ctx, ann.tenant, 4)
+    keeper = Bookkeeper(ctx, "main", lease)
+    runs, ended = asked(ctx, ann), asked(ctx, ann)
+    assert [holds(ctx, run) for run in (runs, ended)] == [[], ["quota"]]
+    with ctx.db.write() as session:  # its jobs were ended in Slurm
+        session.get_one(RunRow, ended).phase = Phase.DONE
+        for row in session.scalars(select(ReservationRow).where(ReservationRow.run_id == runs)):
+            row.settled_at = utcnow()
+    keeper.tick()
+    with ctx.db.read() as session:
+        assert accounts.gpu_use(session, ann.tenant, month_of(utcnow()), utcnow()).reserved == 0
+
+
 def test_a_new_month_lets_go_on_what_waited_for_the_old_one(
     ctx: Context, lease: Lease, ann: Principal
 ) -> None:
