@@ -220,14 +220,14 @@ class Gatekeeper:
                 | ((RunRow.approval == "approved") & RunRow.unix_account.is_not(None)),
             )
         )
+        by_run: dict[str, tuple[RunRow, list[JobRow]]] = {}
         with self._ctx.db.read() as session:
-            rows = [(job, run) for job, run in session.execute(query)]
-        for run in {run.id: run for _, run in rows}.values():
-            jobs = [job for job, other in rows if other.id == run.id]
+            for job, run in session.execute(query):
+                by_run.setdefault(run.id, (run, []))[1].append(job)
+        for run, jobs in by_run.values():
             if run.gate == Gate.CLOSED:
                 self._check_held(run, jobs, queue)
-            else:
-                self._check_size(run, jobs, queue)
+        self._check_sizes([each for each in by_run.values() if each[0].gate != Gate.CLOSED], queue)
 
     def _check_held(self, run: RunRow, jobs: Sequence[JobRow], queue: Mapping[int, QueueJob]) -> None:
         seen = [queue[job.slurm_job_id] for job in jobs if job.slurm_job_id and job.slurm_job_id in queue]
@@ -245,19 +245,47 @@ class Gatekeeper:
                 row.gate, row.next_try_at = Gate.CLOSING, None
                 emit(session, row, "hold_lost", jobs=[job.job_id for job in loose])
 
-    def _check_size(self, run: RunRow, jobs: Sequence[JobRow], queue: Mapping[int, QueueJob]) -> None:
+    def _check_sizes(
+        self, runs: Sequence[tuple[RunRow, Sequence[JobRow]]], queue: Mapping[int, QueueJob]
+    ) -> None:
         """End what its owner has made larger than what was approved."""
-        found: dict[str, list[Difference]] = {}
-        for job in jobs:
-            entry = queue.get(job.slurm_job_id or 0)
-            if entry is None or entry.state.finished or job.reap:
-                continue
-            if grown(job.component, job.resources, entry.tres, entry.time_limit_s):
-                asked = entry.tres if entry.state is SlurmState.PENDING else self._asked(entry.job_id)
-                if asked and (more := grown(job.component, job.resources, asked, entry.time_limit_s)):
+        large = {
+            job.id: entry
+            for _, jobs in runs
+            for job in jobs
+            if (entry := queue.get(job.slurm_job_id or 0)) is not None
+            and not (entry.state.finished or job.reap)
+            and grown(job.component, job.resources, entry.tres, entry.time_limit_s)
+        }
+        asked = self._asked([each.job_id for each in large.values() if each.state is not SlurmState.PENDING])
+        for run, jobs in runs:
+            found: dict[str, list[Difference]] = {}
+            for job in jobs:
+                if (entry := large.get(job.id)) is None:
+                    continue
+                tres = entry.tres if entry.state is SlurmState.PENDING else asked.get(entry.job_id)
+                if tres and (more := grown(job.component, job.resources, tres, entry.time_limit_s)):
                     found[job.id] = more
-        if not found:
-            return
+            if found:
+                self._end(run, found)
+
+    def _asked(self, job_ids: Sequence[int]) -> Mapping[int, Tres]:
+        """What jobs that run had asked for: a partition that gives whole nodes gives more than that.
+
+        One that accounting does not know yet is absent, and all of them when it does not answer: the next
+        look asks again.
+        """
+        if not job_ids:
+            return {}
+        try:
+            with slurm_call(self._cluster, "accounting"):
+                found = self._ctx.slurm(self._cluster).accounting(job_ids)
+        except BrokerError:
+            return {}
+        return {job.job_id: job.req_tres for job in found}
+
+    def _end(self, run: RunRow, found: Mapping[str, Sequence[Difference]]) -> None:
+        """Mark jobs to be ended, by row id, for what is not as approved about them."""
         listed = [str(each) for more in found.values() for each in more]
         with self._ctx.db.write() as session:
             row = locked(session, self._lease, run, _GATED)
@@ -272,14 +300,6 @@ class Gatekeeper:
             after = {"differences": listed}
             record(session, SYSTEM, "run.outgrew_approval", "run", row.id, None, after, tenant=row.tenant)
 
-    def _asked(self, job_id: int) -> Tres | None:
-        """What a job that runs had asked for: a partition that gives whole nodes gives more than that."""
-        try:
-            (account,) = self._ctx.slurm(self._cluster).accounting([job_id])
-        except (BrokerError, ValueError):  # not there yet, or accounting does not answer: the next look asks
-            return None
-        return account.req_tres
-
 
 def _sentence(found: Sequence[Difference]) -> str:
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
@@ -287,7 +307,7 @@ def _sentence(found: Sequence[Difference]) -> str:
 
 
 def _undecided(run: RunRow) -> bool:
-    """Whether nothing of a run may have started yet: what runs of an active one an earlier decision let go."""
+    """Whether nothing of a run may have started: what runs of an active one, an earlier decision let go."""
     return run.approval == "pending" and run.phase == Phase.RELEASING
 
 

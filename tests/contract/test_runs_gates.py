@@ -26,7 +26,7 @@ from broker.runs.schemas import RunRequest
 from broker.runs.service import create_run
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.submission import Submitter
-from broker.runs.tables import RunHoldRow, RunRow, SubmissionRow
+from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, QueueSnapshot, Result, ResultKind, SlurmState
 from broker.slurm.held import HeldJob
@@ -288,6 +288,35 @@ def test_a_run_that_was_rejected_while_it_failed_stays_rejected(
     run = desk.run(run_id)
     assert len(ended) == 1
     assert (run.phase, run.error, run.ended_at) == (Phase.RELEASING, "too large", None)  # its end is pursued
+
+
+def test_what_many_jobs_on_whole_nodes_asked_for_is_asked_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in (FIRST, FIRST + 2):
+        run_id = desk.submitted(**NEEDS, **APPROVED, unix_account="kim", phase=Phase.ACTIVE)
+        with desk.ctx.db.write() as session:
+            for number, job in enumerate(attempt_jobs(session, run_id, 1), first):
+                job.slurm_job_id, job.state = number, JobState.RUNNING
+    asked: list[list[int]] = []
+
+    def accounting(ids: Sequence[int]) -> list[Any]:
+        asked.append(sorted(ids))
+        told = {number: parse_tres("mem=1M") for number in ids} | {FIRST + 1: parse_tres("mem=900G")}
+        told.pop(FIRST + 2)  # accounting does not know it yet
+        return [type("Account", (), {"job_id": n, "req_tres": tres})() for n, tres in told.items()]
+
+    monkeypatch.setattr(desk.slurm, "accounting", accounting, raising=False)
+    whole = parse_tres("cpu=128,mem=900G")
+    rows = [
+        replace(_queued(n, "None"), state=SlurmState.RUNNING, priority=1, tres=whole, time_limit_s=60)
+        for n in range(FIRST, FIRST + 4)
+    ]
+    desk.gates.watch(QueueSnapshot(utcnow(), tuple(rows)))
+    assert asked == [[FIRST, FIRST + 1, FIRST + 2, FIRST + 3]]
+    with desk.ctx.db.read() as session:
+        reaped = [job.slurm_job_id for job in session.query(JobRow).filter(JobRow.reap)]
+    assert reaped == [FIRST + 1]
 
 
 @pytest.mark.parametrize(("reason", "gate"), [("Priority", Gate.CLOSING), ("JobHeldAdmin", Gate.CLOSED)])
