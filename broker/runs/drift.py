@@ -87,6 +87,7 @@ def grown(
     limit_s = _minutes(resources.get("time_s") or DEFAULT_TIME_S)
     pairs = (
         ("GPUs", resources.get("gpu_count") or 0, tres.gpus),
+        ("GPU shards", 0, tres.other.get(_SHARD, 0)),
         ("memory (MB)", resources["memory_mib"], tres.memory_mib),
         ("time limit (s)", limit_s, sys.maxsize if time_limit_s is None else time_limit_s),
     )
@@ -104,6 +105,7 @@ def _fields(
     yield "name", job.name, found.name
     yield "GPUs", asked.gpus, found.tres.gpus
     yield "GPU types", asked.gpu_types, dict(found.tres.gpu_types)
+    yield "GPU shards", 0, found.tres.other.get(_SHARD, 0)
     yield "memory (MB)", asked.memory_mib, found.tres.memory_mib
     yield "nodes", asked.nodes, found.tres.nodes
     yield "most nodes", asked.nodes, found.max_nodes or asked.nodes
@@ -128,6 +130,10 @@ _NEVER_ASKED = (
     *("array", "features", "required_nodes", "excluded_nodes", "reservation", "licenses", "container"),
 )
 """What no plan asks for: set, it was somebody's wish afterwards."""
+
+
+_SHARD = "gres/shard"
+"""Parts of GPUs: to Slurm another resource than GPUs (slurm.conf(5), gres.conf(5)), which no plan asks for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ TRES = _held("trainer").tres
     [
         ({"tres": replace(TRES, gpus=16, gpu_types={"a100": 16})}, "GPUs"),
         ({"tres": replace(TRES, gpu_types={"v100": 8})}, "GPU types"),
+        ({"tres": replace(TRES, other={"gres/shard": 8})}, "GPU shards"),
         ({"tres": replace(TRES, memory_mib=512 << 10)}, "memory (MB)"),
         ({"tres": replace(TRES, nodes=3)}, "nodes"),
         ({"tres": replace(TRES, cpus=17)}, "CPUs"),
@@ -144,9 +145,9 @@ def test_only_more_than_was_approved_counts_after_the_release() -> None:
     resources = {"gpu_count": 8, "memory_mib": 256 << 10, "time_s": 5400}
     assert grown("trainer", resources, TRES, 5400) == []
     assert grown("trainer", resources, replace(TRES, gpus=1, memory_mib=1), 60) == []
-    larger = replace(TRES, gpus=16, memory_mib=257 << 10)
+    larger = replace(TRES, gpus=16, memory_mib=257 << 10, other={"gres/shard": 1})
     assert [each.field for each in grown("trainer", resources, larger, None)] == [
-        "GPUs", "memory (MB)", "time limit (s)",
+        "GPUs", "GPU shards", "memory (MB)", "time limit (s)",
     ]  # fmt: skip
 
 
