@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass, field
 
@@ -30,6 +31,10 @@ _REMEDIES = {
 """What mends a refusal that is no fault of the spec (sbatch's words from 22.05 to 26.05)."""
 
 
+_NUMBER = re.compile(r"[0-9]{1,10}")
+"""What Slurm counts in 32 bits; the script may be a person's own, and say anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """What the submission script answered. `ids`: Slurm job id by component; `complete`: it has them all."""
@@ -51,13 +56,13 @@ def parse_submission(stdout: str, stderr: str, components: Container[str]) -> Su
     *jobs, verdict = stdout.splitlines() or [""]
     for line in jobs:
         match line.split():
-            case [component, number] if number.isdigit() and component in components:
+            case [component, number] if _NUMBER.fullmatch(number) and component in components:
                 ids[component] = int(number)
             case _:
                 pass  # a login banner, a module's greeting: not ours
     refused, complete, fenced, foreign = None, False, False, False
     match verdict.split():
-        case ["complete", count] if count.isdigit():
+        case ["complete", count] if _NUMBER.fullmatch(count):
             complete = int(count) == len(ids)
         case ["refused", component, *_]:
             refused = component

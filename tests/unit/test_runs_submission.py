@@ -41,6 +41,12 @@ def test_a_refusal_of_an_account_or_qos_says_what_mends_it() -> None:
     assert refusal("a", "no such feature") == "Slurm refused component 'a': no such feature"
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "99999999999", "-1"])
+def test_what_is_no_job_id_is_none(number: str) -> None:
+    answer = parse_submission(f"a {number}\ncomplete {number}\n", "", ABC)
+    assert (answer.ids, answer.complete) == ({}, False)
+
+
 def test_components_may_be_called_what_the_script_calls_its_verdicts() -> None:
     answer = parse_submission("complete 1\nrefused 2\nunknown 3\ncomplete 3\n", "", ABC)
     assert answer.ids == {"complete": 1, "refused": 2, "unknown": 3}
