@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from broker.audit import record
 from broker.db import Database, new_id, utcnow
 from broker.errors import Conflict, InvalidRequest, NotFound, Problem, Unauthenticated
+from broker.identity.authority import check_authority
 from broker.identity.permissions import ALLOWED, Permission, Principal, Role
 from broker.identity.schemas import KeyCreate
 from broker.identity.service import find_person
@@ -95,11 +96,15 @@ def keys_of(session: Session, principal: Principal, user: str | None) -> Select[
 
 
 def delete_key(session: Session, principal: Principal, key_id: str) -> ApiKeyRow:
-    """Revoke a key of one's own, or of a person that `principal` looks after; raises `NotFound`."""
+    """Revoke a key of one's own, or of a person that `principal` looks after.
+
+    Raises `NotFound`, and `Denied` where the account itself would not be `principal`'s to change.
+    """
     row = session.get(ApiKeyRow, key_id)
     try:
         if row is not None and row.user_id != principal.user_id:
-            _governed(session, principal, row.user_id)
+            person = _governed(session, principal, row.user_id)
+            check_authority(principal, Role(person.role), {})
     except NotFound:
         row = None
     if row is None:

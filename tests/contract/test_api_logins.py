@@ -247,6 +247,13 @@ def test_keys_are_their_owners_and_of_who_looks_after_the_owner(api):
     assert not works(api, made["key"])
 
 
+def test_a_tenants_admin_revokes_no_key_of_an_account_above(api):
+    api.add("tom", Role.TENANT_ADMIN)
+    made = make_key(api, "root")
+    assert api.call("DELETE", f"/keys/{made['id']}", "tom").status_code == 403
+    assert works(api, made["key"])
+
+
 def test_keys_of_an_account_are_bounded(api):
     for _ in range(keys.KEPT):
         make_key(api)
