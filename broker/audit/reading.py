@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Select, select
@@ -34,6 +34,9 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 _PAGE: Final = 500
 _MARGIN: Final = timedelta(minutes=1)
 """An id is made in the same moment as its row's time; ids bound the search, times decide."""
+_FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
+_LAST: Final = datetime(3000, 1, 1, tzinfo=UTC)
+"""No row is older or younger, and no id can say so; people write year 1 or 9999 and mean "any"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,16 @@ class Filter:
             if value is not None:
                 query = query.where(column == value)
         if self.since is not None:
-            query = query.where(
-                AuditRow.at >= self.since, AuditRow.id >= first_id("au", self.since - _MARGIN)
-            )
+            since = _storable(self.since)
+            query = query.where(AuditRow.at >= since, AuditRow.id >= first_id("au", since - _MARGIN))
         if self.until is not None:
-            query = query.where(AuditRow.at < self.until, AuditRow.id < first_id("au", self.until + _MARGIN))
+            until = _storable(self.until)
+            query = query.where(AuditRow.at < until, AuditRow.id < first_id("au", until + _MARGIN))
         return query
+
+
+def _storable(moment: datetime) -> datetime:
+    return min(max(moment, _FIRST), _LAST)
 
 
 def csv_lines(db: Database, wanted: Filter) -> Iterator[str]:

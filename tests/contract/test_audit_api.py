@@ -84,6 +84,15 @@ def test_a_range_of_time_includes_its_beginning_and_not_its_end(api):
     assert actions(api, since=(utcnow() + timedelta(hours=1)).isoformat()) == []
 
 
+@pytest.mark.parametrize("read", [actions, exported])
+def test_a_range_may_reach_to_either_end_of_time(api, read):
+    everything = len(read(api, object_id="run-1"))
+    ends = {"since": "0001-01-01T00:00:00Z", "until": "9999-12-31T23:59:59Z"}
+    assert len(read(api, object_id="run-1", **ends)) == everything == 3
+    assert read(api, until="0001-01-01T00:00:00Z") == read(api, since="9999-12-31T23:59:59Z") == []
+    assert len(read(api, object_id="run-1", since="0001-01-01T00:00:00+09:00")) == 3
+
+
 def test_pages_of_a_filtered_list_cover_it_once(api):
     seen, cursor = [], None
     while True:
