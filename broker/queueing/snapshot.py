@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import and_, select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
 from broker.context import Context
@@ -185,8 +185,9 @@ def restore_wishes(
             PriorityRow.applied_at < taken_at,
         )
     ).all()
+    waiting = _priorities(session, jobs, RunRow.cluster == cluster) if standing else {}
     for row, run in standing:
-        mine = priorities_of(session, run.id, jobs)
+        mine = waiting.get(run.id, [])
         wish = wish_of(row, run, step)
         moved = [job for job in mine if not fulfilled(wish, job.priority, job.nice)]
         past = (
@@ -196,7 +197,7 @@ def restore_wishes(
             and overtaken(
                 wish.kind,
                 wish.number,
-                [job.priority for job in priorities_of(session, row.other_run_id, jobs)],
+                [job.priority for job in waiting.get(row.other_run_id, [])],
             )
         )
         if past or (moved and row.restores < MAX_RESTORES):
@@ -233,13 +234,20 @@ def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int
 
 def priorities_of(session: Session, run_id: str, jobs: Mapping[int, Seen]) -> list[Seen]:
     """The waiting jobs of a run that Slurm does not hold."""
-    numbers = session.scalars(
-        select(JobRow.slurm_job_id)
-        .join(RunRow, RunRow.id == JobRow.run_id)
-        .where(JobRow.run_id == run_id, JobRow.attempt == RunRow.attempt, JobRow.state.in_(WAITING))
-    )
-    found = [jobs[number] for number in numbers if number is not None and number in jobs]
-    return [job for job in found if not job.held]
+    return _priorities(session, jobs, RunRow.id == run_id).get(run_id, [])
+
+
+def _priorities(
+    session: Session, jobs: Mapping[int, Seen], which: ColumnElement[bool]
+) -> Mapping[str, list[Seen]]:
+    """The same of many runs, by run id, in one query."""
+    query = select(JobRow.run_id, JobRow.slurm_job_id).join(RunRow, RunRow.id == JobRow.run_id)
+    mine = session.execute(query.where(which, JobRow.attempt == RunRow.attempt, JobRow.state.in_(WAITING)))
+    found: dict[str, list[Seen]] = {}
+    for run_id, number in mine:
+        if (job := jobs.get(number or 0)) is not None and not job.held:
+            found.setdefault(run_id, []).append(job)
+    return found
 
 
 def wish_of(row: PriorityRow, run: RunRow, step: int) -> Wish:

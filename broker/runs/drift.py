@@ -133,7 +133,7 @@ _NEVER_ASKED = (
 
 
 _SHARD = "gres/shard"
-"""Parts of GPUs: to Slurm another resource than GPUs (slurm.conf(5), gres.conf(5)), which no plan asks for."""
+"""Parts of GPUs: to Slurm another resource than GPUs (gres.conf(5)), which no plan asks for."""
 
 
 @dataclass(frozen=True, slots=True)

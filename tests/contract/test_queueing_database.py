@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from broker.audit.tables import AuditRow
 from broker.context import Context
@@ -367,6 +367,31 @@ def test_a_run_is_moved_just_before_or_after_another(world: World) -> None:
     world.look()
     assert order(world.queue()) == [first, second, third]
     assert world.change(third)["number"] == 1999
+
+
+def test_a_look_at_the_queue_reads_no_more_often_when_more_is_wished_for(world: World) -> None:
+    def statements() -> int:
+        counted: list[str] = []
+        engine = world.ctx.db.engine
+
+        def count(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+            counted.append(statement)
+
+        event.listen(engine, "before_cursor_execute", count)
+        try:
+            world.look()
+        finally:
+            event.remove(engine, "before_cursor_execute", count)
+        return len([one for one in counted if one.startswith("SELECT")])
+
+    first = world.run()
+    world.wish(first, level="high")
+    world.work()
+    few = statements()
+    for n in range(3):
+        world.wish(world.run(number=1000 + 10 * n), before=first)
+    world.work()
+    assert statements() == few
 
 
 @on_both
