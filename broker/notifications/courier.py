@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -31,7 +31,7 @@ from broker.notifications.channels import Post, post, tell
 from broker.notifications.delivery import DeliveryState, Outcome, Patience, decide
 from broker.notifications.guard import Rules
 from broker.notifications.kinds import Channel, Kind
-from broker.notifications.outbox import BATCH, distribute, purge
+from broker.notifications.outbox import BATCH, PURGED_AT_ONCE, distribute, purge
 from broker.notifications.schemas import payload
 from broker.notifications.signing import load_keyring, valid_versions
 from broker.notifications.tables import (
@@ -49,7 +49,7 @@ LEASE = "notifications"
 TICK_S = 1.0
 PURGE_S = 3600.0
 IN_A_ROW = 20
-"""Deliveries that a thread makes to one receiver before another receiver's turn."""
+"""Deliveries that a thread makes to one receiver before another receiver's turn; a failure ends them too."""
 _CLAIM_MARGIN_S = 60
 """A claimed try whose end could not be written is made again this long after it should have ended."""
 
@@ -107,7 +107,7 @@ class Courier:
     def work(self, lease: Lease) -> None:
         """Deliver until stopped, or until the lease is lost."""
         self.recover(lease)
-        renewed = purged = 0.0
+        renewed, purged = 0.0, float("-inf")
         pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="notify")
         try:
             while not self._stop.is_set() and not lease.lost.is_set():
@@ -115,9 +115,9 @@ class Courier:
                 if now - renewed >= self._ctx.settings.lease_s / 3:
                     leases.renew(self._ctx.db, lease, self._ctx.settings.lease_s)
                     renewed = now
-                if not purged or now - purged >= PURGE_S:
-                    purge(self._ctx.db, lease, self._settings.keep_days)
-                    purged = now
+                if now - purged >= PURGE_S:
+                    some = purge(self._ctx.db, lease, self._settings.keep_days)
+                    purged = purged if some == PURGED_AT_ONCE else now  # more of them: at the next look
                 more = distribute(self._ctx.db, lease, self._settings) == BATCH
                 for delivery_id, channel, target in self.due():
                     self._start(pool, lease, delivery_id, (channel, target))
@@ -132,11 +132,16 @@ class Courier:
         """What another holder was sending when it ended is sent again now, under the same message id."""
         with self._ctx.db.write() as session:
             lease.confirm(session)
-            open_tries = select(AttemptRow.delivery_id).where(AttemptRow.ended_at.is_(None))
+            last_is_open = exists().where(
+                AttemptRow.delivery_id == DeliveryRow.id,
+                AttemptRow.number == DeliveryRow.tries,  # an earlier one stays open for ever
+                AttemptRow.ended_at.is_(None),
+            )
             session.execute(
                 update(DeliveryRow)
-                .where(DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.id.in_(open_tries))
+                .where(DeliveryRow.state == DeliveryState.PENDING, last_is_open)
                 .values(next_try_at=utcnow())
+                .execution_options(synchronize_session=False)
             )
 
     def due(self) -> list[tuple[str, str, str]]:
@@ -174,7 +179,8 @@ class Courier:
                 for _ in range(IN_A_ROW):
                     if due is None or lease.lost.is_set() or self._stop.is_set():
                         break
-                    self.deliver(lease, due)
+                    if not self.deliver(lease, due):
+                        break  # one that hangs or refuses costs a thread one try, then it is others' turn
                     due = self._next(receiver)
             except LeaseLost:
                 log.warning("lease_lost", lease=LEASE)
@@ -192,11 +198,11 @@ class Courier:
 
     # ---- one delivery --------------------------------------------------------------------------------
 
-    def deliver(self, lease: Lease, delivery_id: str) -> None:
-        """Try once: the intent, the sending, the result."""
+    def deliver(self, lease: Lease, delivery_id: str) -> bool:
+        """Try once: the intent, the sending, the result; whether the receiver may be sent more at once."""
         parcel = self._claim(lease, delivery_id)
         if parcel is None:
-            return
+            return True
         try:
             outcome = parcel.send()
         except Exception as error:  # counts as a try: what can't be sent is given up in the end
@@ -204,6 +210,7 @@ class Courier:
             metrics.WORKER_DEFECTS.inc()
             outcome = Outcome(error=f"The broker failed to send it ({type(error).__name__}); see its log")
         self._finish(lease, parcel, outcome)
+        return outcome.error is None or outcome.unwanted
 
     def _claim(self, lease: Lease, delivery_id: str) -> Parcel | None:
         """Write down that a try begins; None when the delivery is over or not due any more."""

@@ -29,7 +29,7 @@ from broker.notifications.tables import (
 from broker.settings import ChatSettings, NotificationSettings
 
 BATCH = 200
-_PURGED_AT_ONCE = 1000
+PURGED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def purge(db: Database, lease: Lease, keep_days: float) -> int:
                 NotificationRow.seq < newest,
                 NotificationRow.id.not_in(unfinished),
             )
-            .limit(_PURGED_AT_ONCE)
+            .limit(PURGED_AT_ONCE)
         ).all()
         deliveries = select(DeliveryRow.id).where(DeliveryRow.notification_id.in_(old))
         session.execute(delete(AttemptRow).where(AttemptRow.delivery_id.in_(deliveries)))

@@ -21,7 +21,7 @@ from broker.db import leases, utcnow
 from broker.db.leases import LeaseLost
 from broker.identity import Role
 from broker.notifications import courier as courier_module
-from broker.notifications import notify
+from broker.notifications import notify, outbox
 from broker.notifications.courier import LEASE, Courier
 from broker.notifications.outbox import distribute, purge
 from broker.notifications.tables import AttemptRow, DeliveryRow, NotificationRow, WebhookRow
@@ -278,6 +278,42 @@ def test_a_receiver_that_hangs_holds_up_nobody_else(tmp_path, receiver):
             assert receiver.requests.empty()  # to one receiver goes one at a time
             receiver.hold.set()
             ended(api.ctx, 40)
+
+
+def test_a_receiver_that_only_fails_holds_its_thread_for_one_try(tmp_path, receiver):
+    """It has a backlog and there is one thread: after a single failure it is the others' turn."""
+    receiver.answers = [(500, {})]
+    with web_server() as quick, service(tmp_path, concurrency=1, longest_pause_s=3600) as api:
+        add_hook(api, receiver)
+        add_hook(api, quick)
+        for _ in range(3):
+            tell(api.ctx)
+        with running(api.ctx):
+            ended(api.ctx, 3)
+        with api.ctx.db.read() as session:
+            tries = session.scalars(select(AttemptRow).order_by(AttemptRow.began_at)).all()
+        assert [one.error is not None for one in tries][:4] == [True, False, False, False]
+
+
+def test_a_try_that_was_cut_off_long_ago_cuts_no_later_pause_short(tmp_path, url, receiver):
+    with service(tmp_path, url) as api:
+        add_hook(api, receiver)
+        tell(api.ctx)
+        lease = leases.acquire(api.ctx.db, LEASE, "next", 3600)
+        distribute(api.ctx.db, lease, api.ctx.settings.notifications)
+        later = utcnow() + timedelta(hours=6)
+        with api.ctx.db.write() as session:
+            row = session.scalars(select(DeliveryRow)).one()
+            row.tries, row.next_try_at = 2, later
+            session.add(AttemptRow(delivery_id=row.id, number=1, began_at=utcnow()))
+            session.add(AttemptRow(delivery_id=row.id, number=2, began_at=utcnow(), ended_at=utcnow()))
+        courier = Courier(api.ctx, "next", threading.Event())
+        courier.recover(lease)
+        assert courier.due() == []
+        with api.ctx.db.write() as session:
+            session.get_one(AttemptRow, (row.id, 2)).ended_at = None
+        courier.recover(lease)
+        assert [found for found, _, _ in courier.due()] == [row.id]
 
 
 def test_a_defect_in_sending_counts_as_a_try_and_ends(tmp_path, receiver, monkeypatch):
@@ -684,3 +720,25 @@ def test_old_notices_go_with_their_log_but_nothing_that_is_still_to_be_sent(tmp_
             rows = session.scalars(select(DeliveryRow)).all()
             assert [(row.state, row.target) for row in rows] == [("pending", hook)]
             assert session.scalar(select(func.count()).select_from(AttemptRow)) == 0
+
+
+def test_more_old_notices_than_go_at_once_go_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "PURGED_AT_ONCE", 1)
+    monkeypatch.setattr(courier_module, "PURGED_AT_ONCE", 1)
+    with service(tmp_path) as api:
+        for _ in range(4):
+            tell(api.ctx)
+        lease = leases.acquire(api.ctx.db, LEASE, "first", 30)
+        distribute(api.ctx.db, lease, api.ctx.settings.notifications)
+        leases.release(api.ctx.db, lease)
+        with api.ctx.db.write() as session:
+            session.execute(update(NotificationRow).values(created_at=utcnow() - timedelta(days=60)))
+        deadline = time.monotonic() + 20
+        left = 4
+        with running(api.ctx) as courier:
+            while left > 1 and time.monotonic() < deadline:
+                courier.wake()
+                with api.ctx.db.read() as session:
+                    left = session.scalar(select(func.count()).select_from(NotificationRow))
+                time.sleep(0.02)
+        assert left == 1  # the newest: the next number is made from it
