@@ -29,7 +29,7 @@ def due_for_removal(ctx: Context, cluster: str, limit: int = 20) -> list[str]:
         RunRow.ended_at < now - timedelta(days=settings.keep_succeeded_days),
     )
     bad = and_(
-        RunRow.state.in_([RunState.FAILED, RunState.CANCELLED]),
+        RunRow.state.in_([RunState.FAILED, RunState.CANCELLED, RunState.REJECTED]),
         RunRow.ended_at < now - timedelta(days=settings.keep_failed_days),
     )
     query = select(RunRow.id).where(
