@@ -5,7 +5,8 @@ So nothing can be changed, removed or slipped in between without a hash giving i
 - a row that was *changed* no longer has its hash;
 - a row or a link that was *removed* leaves a gap in the numbers, or a link without its row;
 - a row that was *inserted* into the past stands out of its time: a row is sealed within seconds of being
-  written, so time in the chain never steps back by more than `LATE`, and no older row is without a link.
+  written, so none in the chain is more than `LATE` older than any before it, and no older row is without a
+  link.
 
 A chain that was computed anew from some link on, or whose end was cut off, is whole in itself. It is found by
 a head (number and hash) that was kept elsewhere: in the data folder of the machine that seals, in its log, or
@@ -90,7 +91,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What a walk along the chain found: how far it holds, when the last row was written, what is wrong."""
+    """What a walk along the chain found: how far it holds, the latest time of a row, what is wrong."""
 
     head: Head
     last_at: datetime | None
@@ -116,7 +117,8 @@ def examine(links: Iterable[Link], known: Sequence[Head] = ()) -> Examination:
         broken = _broken(head, last_at, link, expected)
         if broken or link.fields is None:
             return Examination(head, last_at, broken)
-        head, last_at = Head(link.number, link.hash), link.fields["at"]
+        # The latest, not the last: else many small steps back would lead as far as one likes.
+        head, last_at = Head(link.number, link.hash), max(last_at or link.fields["at"], link.fields["at"])
     furthest = max(expected, default=0)
     if furthest <= head.number:
         return Examination(head, last_at, None)

@@ -110,6 +110,12 @@ def test_a_row_of_the_past_at_the_end_is_found() -> None:
     assert breach(forged) == (Breach.INSERTED, LENGTH + 1)
 
 
+def test_no_small_steps_lead_into_the_past() -> None:
+    steps = [row(100 + n, NOON - n * (LATE - timedelta(minutes=1))) for n in range(1, 4)]
+    forged = chain([*(row(n) for n in range(1, LENGTH + 1)), *steps])
+    assert breach(forged) == (Breach.INSERTED, LENGTH + 2)
+
+
 def test_a_row_that_was_committed_a_little_late_is_none_of_the_past() -> None:
     late = chain([*(row(n) for n in range(1, LENGTH + 1)), row(99, NOON - LATE / 2), row(100)])
     assert examine(late).broken is None
