@@ -2,7 +2,7 @@
 
 A change is intended in a committed row, made by one sacctmgr, and read back: what was read back is what the
 row and the audit trail say. A change whose end nobody saw is recognised at the next look, because what there
-is then is what was intended.
+is then is what was intended; the next sync tells the audit trail.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from sqlalchemy.orm import Session
 from broker.audit import record
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import acquire, release
+from broker.db.leases import Lease, acquire, release, renew
 from broker.errors import BrokerError, Conflict, InvalidRequest, OutcomeUnknown, Problem, Unreachable
 from broker.identity import Principal
 from broker.identity.tables import TenantRow, UserRow
 from broker.identity.tenants import DEFAULT_TENANT
 from broker.quotas.service import slurm_limits
 from broker.settings import ClusterSettings
-from broker.slurm import SlurmClient
 from broker.spec import Thresholds
 from broker.tenancy.objects import (
     Fields,
@@ -64,28 +63,48 @@ def apply_sync(ctx: Context, principal: Principal, cluster: str, adopt: Collecti
     """Make the changes, one after the other, and give what there is afterwards.
 
     A refused change stops none of the others: an Operator may change accounts but no QOS, and the answer has
-    the command lines for somebody who may. Raises `Conflict` while another one is at work, `InvalidRequest`
-    for a name in `adopt` that the plan does not have.
+    the command lines for somebody who may. One whose end nobody saw stops the rest: Slurm is not well. Raises
+    `Conflict` while another one is at work, `InvalidRequest` for a name in `adopt` that the plan does not
+    have, `Unreachable` when what was done can't be read back; that, too, is in the audit trail.
     """
-    with _alone(ctx, cluster):
+    with _alone(ctx, cluster) as lease:
         compared = _compare(ctx, cluster, adopt)
         _check_adopted(compared.lines, adopt)
-        results = {line.key: _apply(ctx, cluster, line) for line in pending(compared.lines)}
-        after = _compare(ctx, cluster)
-        results = _settle(ctx, principal, cluster, compared, after, results)
+        _recognise(ctx, principal, cluster, compared.seen)
+        tried: dict[Key, tuple[Outcome, str]] = {}
+        try:
+            for line in pending(compared.lines):
+                _keep(ctx, cluster, lease)
+                tried[line.key] = outcome, _ = _apply(ctx, cluster, line)
+                if outcome == "unknown":
+                    break
+            after = _compare(ctx, cluster)
+        except BrokerError:
+            _settle(ctx, principal, cluster, compared, None, tried)
+            raise
+        results = _settle(ctx, principal, cluster, compared, after, tried)
     return _view(ctx, cluster, after, results)
 
 
 @contextmanager
-def _alone(ctx: Context, cluster: str) -> Iterator[None]:
+def _alone(ctx: Context, cluster: str) -> Iterator[Lease]:
     lease = acquire(ctx.db, f"sync:{cluster}", secrets.token_hex(8), _LEASE_S)
     if lease is None:
-        detail = f"Somebody else brings cluster {cluster} into line just now: look again in some minutes"
-        raise Conflict(detail)
+        raise _elsewhere(cluster)
     try:
-        yield
+        yield lease
     finally:
         release(ctx.db, lease)
+
+
+def _keep(ctx: Context, cluster: str, lease: Lease) -> None:
+    """A thousand people take longer than the lease: it is renewed before each change."""
+    if not renew(ctx.db, lease, _LEASE_S):
+        raise _elsewhere(cluster)
+
+
+def _elsewhere(cluster: str) -> Conflict:
+    return Conflict(f"Somebody else brings cluster {cluster} into line just now: look again in some minutes")
 
 
 def _check_adopted(lines: Sequence[Line], adopt: Collection[str]) -> None:
@@ -103,19 +122,20 @@ def _check_adopted(lines: Sequence[Line], adopt: Collection[str]) -> None:
 
 def _compare(ctx: Context, cluster: str, adopt: Collection[str] = ()) -> _Compared:
     slurm, settings = ctx.slurm(cluster), ctx.cluster(cluster)
-    there = seen(slurm.qos_limits(), slurm.memberships())
+    there, capabilities = seen(slurm.qos_limits(), slurm.memberships()), slurm.capabilities()
     with ctx.db.read() as session:
         ours = _known(session, cluster, there)
-        wanted = _wanted(ctx, session, settings, slurm, there)
+        wanted = _wanted(ctx, session, settings, capabilities.user, there)
     gone = [key for key in ours if key.kind == "user" and key in there and key not in wanted]
     wanted |= {key: {"MaxSubmitJobs": "0"} for key in gone}
-    name = slurm.capabilities().config.cluster_name
+    name = capabilities.config.cluster_name
     return _Compared(name, plan(wanted, there, ours, name, adopt), there)
 
 
 def _wanted(
-    ctx: Context, session: Session, cluster: ClusterSettings, slurm: SlurmClient, there: Mapping[Key, Fields]
+    ctx: Context, session: Session, cluster: ClusterSettings, service: str, there: Mapping[Key, Fields]
 ) -> dict[Key, Fields]:
+    """What there should be. `service`: the service account's name."""
     rows = session.scalars(select(TenantRow).order_by(TenantRow.name)).all()
     accounts = {row.name: cluster.account if row.name == DEFAULT_TENANT else row.name for row in rows}
     tenants = [
@@ -123,7 +143,6 @@ def _wanted(
         for row in rows
         if (account := accounts[row.name])
     ]
-    service = slurm.capabilities().user
     if cluster.run_as == "user":
         users = session.scalars(select(UserRow).where(UserRow.unix_account.is_not(None)))
         open_tenants = {row.name for row in rows if row.active}
@@ -146,12 +165,15 @@ def _known(session: Session, cluster: str, there: Mapping[Key, Fields]) -> dict[
     """What the broker set last; a change whose end was not seen counts as made if it is there."""
     found: dict[Key, Fields] = {}
     for row in session.scalars(select(ClusterObjectRow).where(ClusterObjectRow.cluster == cluster)):
-        key = _key(row)
-        now = there.get(key, {})
-        made = row.intended and all(now.get(name) == value for name, value in row.intended.items())
-        if (fields := row.intended if made else row.applied) is not None:
-            found[key] = fields
+        if (fields := _made(row, there) or row.applied) is not None:
+            found[_key(row)] = fields
     return found
+
+
+def _made(row: ClusterObjectRow, there: Mapping[Key, Fields]) -> dict[str, str] | None:
+    """What was intended by a change whose end was not seen, if that is what there is."""
+    now = _among(there.get(_key(row)), row.intended or {})
+    return row.intended if now == row.intended else None
 
 
 def _key(row: ClusterObjectRow) -> Key:
@@ -159,6 +181,16 @@ def _key(row: ClusterObjectRow) -> Key:
 
 
 # ---- changing -----------------------------------------------------------------------------------------
+
+
+def _recognise(ctx: Context, principal: Principal, cluster: str, there: Mapping[Key, Fields]) -> None:
+    """Tell the audit trail of an earlier sync's changes whose end nobody saw, and which are found made."""
+    with ctx.db.write() as session:
+        for row in session.scalars(select(ClusterObjectRow).where(ClusterObjectRow.cluster == cluster)):
+            if made := _made(row, there):
+                note = "done: an earlier sync meant to, and nobody saw its end"
+                _audit(session, principal, cluster, _key(row), row.applied, made, note)
+                row.applied, row.intended = made, None
 
 
 def _apply(ctx: Context, cluster: str, line: Line) -> tuple[Outcome, str]:
@@ -187,47 +219,47 @@ def _settle(
     principal: Principal,
     cluster: str,
     before: _Compared,
-    after: _Compared,
-    results: Mapping[Key, tuple[Outcome, str]],
+    after: _Compared | None,
+    tried: Mapping[Key, tuple[Outcome, str]],
 ) -> dict[Key, tuple[Outcome, str]]:
-    """Write down what was read back, with an audit row for each change that was tried.
+    """Write down what was read back (`after` None: nothing), with an audit row for each change tried.
 
     What is as wanted already is the broker's from now on: whoever changes it later changes it by hand.
     """
     settled: dict[Key, tuple[Outcome, str]] = {}
     with ctx.db.write() as session:
         for line in before.lines:
-            now = _among(after.seen.get(line.key), line.wanted)
+            now = None if after is None else _among(after.seen.get(line.key), line.wanted)
             as_wanted = now == dict(line.wanted)
-            if line.key in results:
-                outcome, answer = results[line.key]
-                outcome = "done" if as_wanted else "refused" if outcome == "done" else outcome
+            if line.key not in tried and (not as_wanted or line.action == "extra"):
+                continue
+            row = _row(session, cluster, line.key)
+            if line.key in tried:
+                outcome, answer = tried[line.key]
+                if after is None:
+                    outcome, answer = "unknown", f"{answer} (not read back)"
+                elif as_wanted or outcome == "done":
+                    outcome = "done" if as_wanted else "refused"
                 settled[line.key] = outcome, answer
-                _audit(session, principal, cluster, line, now, f"{outcome}: {answer}")
-            if line.key in results or (as_wanted and line.action != "extra"):
-                row = _row(session, cluster, line.key)
-                row.applied = now if as_wanted else row.applied
-                row.intended = row.intended if settled.get(line.key, ("",))[0] == "unknown" else None
-                row.changed_at = utcnow() if line.key in results else row.changed_at
+                row.changed_at = utcnow()
+                _audit(session, principal, cluster, line.key, line.now, now, f"{outcome}: {answer}")
+            row.applied = now if as_wanted else row.applied
+            row.intended = row.intended if settled.get(line.key, ("",))[0] == "unknown" else None
     return settled
 
 
 def _audit(
-    session: Session, principal: Principal, cluster: str, line: Line, now: Fields | None, note: str
+    session: Session,
+    principal: Principal,
+    cluster: str,
+    key: Key,
+    before: Fields | None,
+    now: Fields | None,
+    note: str,
 ) -> None:
-    before: dict[str, Any] | None = None if line.now is None else dict(line.now)
-    after = None if now is None else dict(now)
-    action = f"cluster.{line.key.kind}.{'create' if before is None else 'change'}"
-    record(
-        session,
-        principal,
-        action,
-        "cluster",
-        cluster,
-        before,
-        {"object": str(line.key), **(after or {})},
-        note,
-    )
+    action = f"cluster.{key.kind}.{'create' if before is None else 'change'}"
+    then: dict[str, Any] | None = None if before is None else dict(before)
+    record(session, principal, action, "cluster", cluster, then, {"object": str(key), **(now or {})}, note)
 
 
 def _among(now: Fields | None, wanted: Fields) -> dict[str, str] | None:
