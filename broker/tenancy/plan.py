@@ -104,10 +104,17 @@ def _line(
     )
     if not differences:
         return Line(key, Action.SAME, wanted, now)
-    by_hand = any(one.ours is not None and one.now != one.ours for one in differences)
+    by_hand = any(map(_by_hand, differences))
     action = Action.FOREIGN if ours is None else Action.DRIFT if by_hand else Action.CHANGE
     words = modify_words(key, {one.field: one.wanted for one in differences}, now, cluster)
     return Line(key, Action.CHANGE if allowed else action, wanted, now, differences, words)
+
+
+def _by_hand(one: Difference) -> bool:
+    """Whether somebody else set what would be lost, perhaps before the broker managed that field."""
+    if one.ours is not None:
+        return one.now != one.ours
+    return not set(filter(None, one.now.split(","))) <= set(one.wanted.split(","))
 
 
 def _extra(wanted: Mapping[Key, Fields], seen: Mapping[Key, Fields]) -> Iterator[Line]:

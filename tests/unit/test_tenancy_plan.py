@@ -78,6 +78,22 @@ def test_a_field_that_is_managed_since_now_is_not_one_that_was_changed_by_hand()
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "now", "wanted", "action"),
+    [
+        ("DefaultQOS", "night", "training", Action.DRIFT),
+        ("QOS", "long", "training", Action.DRIFT),
+        ("QOS", "long", "long,training", Action.CHANGE),
+        ("QOS", "", "training", Action.CHANGE),
+    ],
+)
+def test_what_a_field_that_is_managed_since_now_had_is_somebody_elses(
+    field: str, now: str, wanted: str, action: Action
+) -> None:
+    line = one({"Fairshare": "3", field: wanted}, {"Fairshare": "3", field: now}, {"Fairshare": "3"})
+    assert line.action is action
+
+
 def test_strangers_in_a_tenants_account_are_shown_and_left() -> None:
     there = {TEAM: {"Fairshare": "1"}, Key("user", "team-a/eve"): {"MaxSubmitJobs": ""}}
     lines = plan({TEAM: {"Fairshare": "1"}}, there, {}, "dev", ["all"])
