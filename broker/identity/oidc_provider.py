@@ -40,6 +40,10 @@ _ALGORITHMS: Final = (
 )
 """Asymmetric ones only: with HS256 whoever knows the client's secret could sign, with `none` anybody."""
 _FRESH_S: Final = 3600.0
+_PAUSE_S: Final = 5.0
+"""A provider that did not answer is not asked for its description again so soon."""
+_WAIT_S: Final = 2.0
+"""How long a request waits for another one's answer: anybody may begin a sign-on, and each holds a thread."""
 _LEEWAY_S: Final = 60
 _ENDPOINTS: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 
@@ -70,6 +74,7 @@ class Provider:
         )
         self._lock = threading.Lock()
         self._known: _Known | None = None
+        self._ask_after = float("-inf")
 
     def close(self) -> None:
         """Close every connection."""
@@ -140,12 +145,30 @@ class Provider:
         return dict(claims)
 
     def _fetched(self, *, again: bool = False) -> _Known:
-        """The provider's description, at most an hour old."""
-        with self._lock:
-            known = self._known
-            if known is None or again or time.monotonic() - known.fetched_at > _FRESH_S:
-                known = self._known = self._fetch()
+        """The provider's description, an hour old at most, or a little more while it is fetched anew."""
+        known = self._known
+        if known is not None and not again and time.monotonic() - known.fetched_at <= _FRESH_S:
             return known
+        if not self._lock.acquire(timeout=_WAIT_S if known is None or again else 0):
+            if known is None or again:
+                raise self._silent("has not answered yet")
+            return known
+        try:
+            if self._known is not None and self._known is not known:
+                return self._known  # another request was first
+            if time.monotonic() < self._ask_after:
+                raise self._silent("did not answer a moment ago")
+            try:
+                self._known = self._fetch()
+            except Unreachable:
+                self._ask_after = time.monotonic() + _PAUSE_S
+                raise
+            return self._known
+        finally:
+            self._lock.release()
+
+    def _silent(self, how: str) -> Unreachable:
+        return Unreachable(f"The sign-on provider at {self.issuer} {how}", retry_after_s=_PAUSE_S)
 
     def _fetch(self) -> _Known:
         url = f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"

@@ -6,6 +6,7 @@ import hmac
 import json
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sqlalchemy import select, update
 from broker.cli.serving import listen, url_of
 from broker.db import utcnow
 from broker.errors import ConfigurationError, Unauthenticated, Unreachable
-from broker.identity import Role, oidc
+from broker.identity import Role, oidc, oidc_provider
 from broker.identity.oidc_provider import Provider
 from broker.identity.oidc_routes import CALLBACK
 from broker.identity.oidc_tables import IdentityRow, SignOnRow
@@ -572,3 +573,68 @@ def test_a_provider_that_does_not_answer_is_unreachable():
         Provider(settings, None, "http://127.0.0.1:1/cb").authorization_url(
             state="s", nonce="n", verifier="v"
         )
+
+
+class Silent(Forger):
+    """A provider whose network answers only when it is let, and never more than it is asked."""
+
+    def __init__(self):
+        super().__init__(id_token())
+        self.asked, self.down, self.hold, self.reached = 0, True, None, threading.Event()
+
+    def _json(self, method, url, **more):
+        self.asked += 1
+        self.reached.set()
+        if self.hold is not None:
+            self.hold.wait(20)
+        if self.down:
+            raise Unreachable("no answer")
+        return super()._json(method, url, **more)
+
+    def begin(self):
+        return self.authorization_url(state="s", nonce="n", verifier="v" * 43)
+
+
+def test_a_provider_that_is_silent_is_asked_once_in_a_while_and_holds_up_nobody(monkeypatch):
+    provider = Silent()
+    for _ in range(5):
+        with pytest.raises(Unreachable):
+            provider.begin()
+    assert provider.asked == 1
+    provider.down = False
+    monkeypatch.setattr(oidc_provider, "_PAUSE_S", 0.0)
+    provider._ask_after = time.monotonic()  # the pause is over
+    assert provider.begin().startswith(f"{ISSUER}/auth?")
+
+
+def test_while_a_description_is_fetched_anew_the_old_one_serves_all_others(monkeypatch):
+    provider = Silent()
+    provider.down = False
+    provider.begin()
+    monkeypatch.setattr(oidc_provider, "_FRESH_S", -1.0)
+    provider.hold = threading.Event()
+    provider.reached.clear()
+    slow = threading.Thread(target=provider.begin)
+    slow.start()
+    try:
+        assert provider.reached.wait(20)
+        asked = provider.asked
+        assert provider.begin().startswith(f"{ISSUER}/auth?") and provider.asked == asked
+    finally:
+        provider.hold.set()
+        slow.join(20)
+
+
+def test_nobody_waits_long_for_another_ones_first_answer(monkeypatch):
+    monkeypatch.setattr(oidc_provider, "_WAIT_S", 0.01)
+    provider = Silent()
+    provider.down, provider.hold = False, threading.Event()
+    slow = threading.Thread(target=provider.begin)
+    slow.start()
+    try:
+        assert provider.reached.wait(20)
+        with pytest.raises(Unreachable, match="not answered yet"):
+            provider.begin()
+    finally:
+        provider.hold.set()
+        slow.join(20)
