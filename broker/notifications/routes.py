@@ -162,6 +162,8 @@ async def _pump(socket: WebSocket, news: AsyncIterator[list[NoticeView]]) -> Non
                     await socket.send_text(notice.model_dump_json())
         except BrokerError as error:
             ended.append(error)
+        except WebSocketDisconnect:
+            pass  # gone in the middle of a send; `watch` may not have heard of it yet
         group.cancel_scope.cancel()
     if ended:
         raise ended[0]

@@ -1,5 +1,6 @@
 """Webhooks, choices and the live stream over HTTP: who may see what, and that nothing is missed."""
 
+import asyncio
 import json
 import threading
 import time
@@ -19,6 +20,8 @@ from broker.identity import Role
 from broker.notifications import feed, notify
 from broker.notifications.courier import LEASE
 from broker.notifications.outbox import distribute
+from broker.notifications.routes import _pump
+from broker.notifications.schemas import NoticeView
 from broker.notifications.signing import KEY_FILE
 from broker.notifications.tables import NotificationRow, WebhookRow
 from tests.api_support import Api, codes, context
@@ -362,6 +365,26 @@ def test_the_socket_closes_when_the_account_does(api, quick, monkeypatch):
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv(20)
         assert closed.value.rcvd.code == 4401
+
+
+def test_a_reader_that_goes_while_it_is_sent_something_is_no_error(api):
+    """A socket whose other side is gone, as Starlette tells it; nothing else here is made up."""
+    number = tell(api)
+    (notice,) = api.call("GET", "/notifications", "ann").json()["items"]
+    assert notice["seq"] == number
+
+    class Gone:
+        async def receive(self):
+            await asyncio.Event().wait()
+
+        async def send_text(self, text):
+            assert json.loads(text)["seq"] == number
+            raise WebSocketDisconnect(1006)
+
+    async def news():
+        yield [NoticeView.model_validate(notice)]
+
+    asyncio.run(_pump(Gone(), news()))
 
 
 def test_there_is_no_other_socket():
