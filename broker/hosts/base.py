@@ -146,7 +146,7 @@ ACTING = ("--", "env", "-C", "/")
 
 def program(argv: Sequence[str]) -> str:
     """What a command line runs, for an error's sentence: `env LC_ALL=C dd if=…` runs `dd`, sudo as well."""
-    if "sudo" in argv[:3]:
+    if "sudo" in argv[:3] and ACTING[0] in argv:
         argv = argv[argv.index(ACTING[0]) + len(ACTING) :]
     return next((word for word in argv if word != "env" and "=" not in word), argv[0])
 
