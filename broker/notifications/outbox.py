@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from broker.db import Database, new_id, utcnow
@@ -30,6 +30,8 @@ from broker.settings import ChatSettings, NotificationSettings
 
 BATCH = 200
 PURGED_AT_ONCE = 1000
+_QUOTA = (Kind.QUOTA_80, Kind.QUOTA_100)
+_MONTH = timedelta(days=31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,11 @@ def purge(db: Database, lease: Lease, keep_days: float) -> int:
     """Forget notices that have had their time, with the log of their deliveries; how many.
 
     What still has a delivery to make stays, however old. Of numbered ones the newest stays always: the next
-    number is made from it.
+    number is made from it. What was told of a quota stays for the longest month: else its key would be free,
+    and it be told a second time in one period.
     """
-    before = utcnow() - timedelta(days=keep_days)
+    now = utcnow()
+    before = now - timedelta(days=keep_days)
     with db.write() as session:
         lease.confirm(session)
         newest = session.scalar(select(func.max(NotificationRow.seq))) or 0
@@ -144,6 +148,7 @@ def purge(db: Database, lease: Lease, keep_days: float) -> int:
                 NotificationRow.created_at < before,
                 NotificationRow.seq < newest,
                 NotificationRow.id.not_in(unfinished),
+                or_(NotificationRow.kind.not_in(_QUOTA), NotificationRow.created_at < now - _MONTH),
             )
             .limit(PURGED_AT_ONCE)
         ).all()

@@ -722,6 +722,26 @@ def test_old_notices_go_with_their_log_but_nothing_that_is_still_to_be_sent(tmp_
             assert session.scalar(select(func.count()).select_from(AttemptRow)) == 0
 
 
+def test_a_quota_is_told_of_once_in_a_month_though_notices_are_kept_a_week(tmp_path, url):
+    with service(tmp_path, url) as api:
+        tell(api.ctx, "quota_80", once="quota 80 of November")
+        tell(api.ctx)
+        tell(api.ctx)
+        lease = leases.acquire(api.ctx.db, LEASE, "cleaner", 300)
+        distribute(api.ctx.db, lease, api.ctx.settings.notifications)
+
+        def kinds_after(days):
+            with api.ctx.db.write() as session:
+                session.execute(update(NotificationRow).values(created_at=utcnow() - timedelta(days=days)))
+            purge(api.ctx.db, lease, 7)
+            with api.ctx.db.read() as session:
+                return sorted(session.scalars(select(NotificationRow.kind)))
+
+        assert kinds_after(30) == ["quota_80", "run_failed"]  # the newest stays
+        tell(api.ctx, "quota_80", once="quota 80 of November")
+        assert kinds_after(32) == ["run_failed"]
+
+
 def test_more_old_notices_than_go_at_once_go_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(outbox, "PURGED_AT_ONCE", 1)
     monkeypatch.setattr(courier_module, "PURGED_AT_ONCE", 1)
