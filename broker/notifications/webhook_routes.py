@@ -58,7 +58,7 @@ def add_webhook(body: WebhookCreate, ctx: Ctx, principal: Manager, response: Res
         row = create_webhook(session, principal, _rules(ctx), body)
         session.flush()
     response.headers["Location"] = f"/api/v1/webhooks/{row.id}"
-    return _with_secret(ctx, row)
+    return _with_secret(ctx, row, {})
 
 
 @router.get("/{webhook_id}")
@@ -108,8 +108,9 @@ def rotate(
         row = find_webhook(session, principal, webhook_id)
         rotate_secret(session, principal, row, overlap)
         session.flush()
+        numbers = counts(session, [row])
     response.headers["ETag"] = etag(row.row_version)
-    return _with_secret(ctx, row)
+    return _with_secret(ctx, row, numbers)
 
 
 @router.post("/{webhook_id}/test", status_code=202)
@@ -151,6 +152,6 @@ def _view(row: WebhookRow, numbers: dict[tuple[str, str], int]) -> WebhookView:
     return webhook_view(row, pending, numbers.get((row.id, DeliveryState.DEAD), 0))
 
 
-def _with_secret(ctx: Context, row: WebhookRow) -> WebhookSecret:
+def _with_secret(ctx: Context, row: WebhookRow, numbers: dict[tuple[str, str], int]) -> WebhookSecret:
     secret = load_keyring(ctx.settings.data_dir).shown(row.id, row.secret_version)
-    return WebhookSecret(**_view(row, {}).model_dump(), secret=secret)
+    return WebhookSecret(**_view(row, numbers).model_dump(), secret=secret)

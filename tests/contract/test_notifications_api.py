@@ -367,6 +367,16 @@ def test_the_socket_closes_when_the_account_does(api, quick, monkeypatch):
         assert closed.value.rcvd.code == 4401
 
 
+def test_a_rotation_tells_what_is_still_under_way(api):
+    made = api.call("POST", "/webhooks", "lead", json=HOOK).json()
+    tell(api)
+    for answer in (
+        api.call("POST", f"/webhooks/{made['id']}/rotate", "lead"),
+        api.call("GET", f"/webhooks/{made['id']}", "lead"),
+    ):
+        assert answer.json()["pending"] == 1
+
+
 def test_a_reader_that_goes_while_it_is_sent_something_is_no_error(api):
     """A socket whose other side is gone, as Starlette tells it; nothing else here is made up."""
     number = tell(api)
