@@ -132,7 +132,9 @@ def edit_user(
     """Change an account; deactivating it, or giving it a new password, ends its logins and API keys."""
     _check_hours(ctx, body.max_training_hours)
     if body.password is not None:
-        check_new_password(body.password, user, "/password")
+        with ctx.db.read() as session:
+            name = find_person(session, principal, user).username  # `user` may be the id
+        check_new_password(body.password, name, "/password")
     hashed = hash_password(body.password) if body.password is not None else None
     with ctx.db.write() as session:
         row = find_person(session, principal, user)

@@ -218,3 +218,10 @@ def test_a_tenants_admin_is_made_and_unmade_by_the_broker_alone_where_it_counts(
     assert patch(api, "rudi", "tara", role="viewer").status_code == 200
     assert api.call("GET", "/users", "tara").status_code == 403
     assert api.call("POST", "/tenants", "rudi", json={"name": "mine"}).status_code == 403
+
+
+def test_a_given_password_is_not_the_user_name_whichever_way_the_account_is_named(api):
+    account = api.call("GET", "/users/rudi", "root").json()["id"]
+    for named in ("rudi", account):
+        answer = patch(api, "root", named, password="rudirudirudi")
+        assert (answer.status_code, problems(answer)) == (422, [("/password", "weak_password")])
