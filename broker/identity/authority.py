@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from broker.errors import Denied, Problem
-from broker.identity.permissions import Principal, Role
+from broker.identity.permissions import ALLOWED, Principal, Role
 
 GRANTS: Final[dict[Role, frozenset[Role]]] = {
     Role.ADMIN: frozenset(Role),
@@ -23,8 +23,9 @@ ADMIN_ONLY: Final = ("unix_account", "max_training_hours")
 
 
 def grantable(principal: Principal) -> frozenset[Role]:
-    """The roles that this one may give."""
-    return GRANTS.get(principal.role, frozenset())
+    """The roles that this one may give; with an API key of few scopes none that may more than the key."""
+    given = GRANTS.get(principal.role, frozenset())
+    return frozenset(role for role in given if principal.scopes is None or ALLOWED[role] <= principal.scopes)
 
 
 def check_authority(principal: Principal, present: Role | None, fields: Mapping[str, Any]) -> None:

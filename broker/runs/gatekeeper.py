@@ -334,5 +334,5 @@ def _moved(results: Mapping[int, Result]) -> None:
         if result.kind in {ResultKind.DENIED, ResultKind.INVALID_REQUEST}:
             raise Unreachable(
                 f"Slurm refused to move job {number} to its approved QOS ({result.message}); an admin runs: "
-                "broker cluster sync --apply"
+                "broker cluster sync --script, and a Slurm Administrator what it prints"
             )

@@ -1,5 +1,6 @@
 """Who may make whom what, and what a role and a scope allow: without a database."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -62,3 +63,12 @@ def test_scope_gives_nothing_that_the_role_lacks(role, scope):
     holder = someone(role, frozenset({scope}))
     assert holder.permissions == ALLOWED[role] & {scope}
     assert all(holder.can(one) is (one == scope and one in ALLOWED[role]) for one in Permission)
+
+
+def test_a_key_makes_nobody_who_may_more_than_the_key():
+    admin = Principal("us-1", "root", Role.ADMIN, "default", scopes=frozenset({Permission.USERS_MANAGE}))
+    assert not grantable(admin)
+    reader = ALLOWED[Role.VIEWER] | {Permission.USERS_MANAGE}
+    assert grantable(replace(admin, scopes=reader)) == {Role.VIEWER}
+    with pytest.raises(Denied):
+        check_authority(admin, Role.ADMIN, {"password": "a new one for an admin"})
