@@ -174,7 +174,7 @@ class ClusterSettings(_Section):
         64, ge=1, description="Logs above this are stored as head and tail, the cut shown in the text"
     )
     keep_succeeded_days: float = Field(7, ge=0, description="Days a run directory stays after success")
-    keep_failed_days: float = Field(30, ge=0, description="… and after failure or cancellation")
+    keep_failed_days: float = Field(30, ge=0, description="… and after failure, cancellation or rejection")
 
 
 class S3Settings(_Section):
