@@ -272,12 +272,16 @@ def test_overrides_change_what_slurm_is_asked_for_and_nothing_else(broker: Broke
     overrides = {"all": {"time": "11m"}, "components": {"two": {"memory": "1GB", "cpus": 2}}}
     run_id = client.request_run(spec["pipeline_id"], overrides=overrides)["id"]
     jobs = {job["component"]: job for job in client.succeed(run_id)["jobs"]}
-    ids = ",".join(str(jobs[name]["slurm_job_id"]) for name in ("one", "two"))
-    rows = broker.cluster.exec("sacct", "-n", "-P", "-X", "-j", ids, "-o", "ReqTRES,TimelimitRaw").split()
-    assert "mem=64M" in rows[0]
-    assert "cpu=2" in rows[1]
-    assert "mem=1G" in rows[1]
-    assert all(row.endswith("|11") for row in rows)
+    asked = {}
+    for name in ("one", "two"):  # one by one: which of two independent jobs has the lower id is chance
+        number = str(jobs[name]["slurm_job_id"])
+        asked[name] = broker.cluster.exec(
+            "sacct", "-n", "-P", "-X", "-j", number, "-o", "ReqTRES,TimelimitRaw"
+        ).strip()
+    assert "mem=64M" in asked["one"]
+    assert "cpu=2" in asked["two"]
+    assert "mem=1G" in asked["two"]
+    assert all(row.endswith("|11") for row in asked.values())
     with pytest.raises(Refused) as refused:
         client.request_run(spec["pipeline_id"], overrides={"components": {"three": {"cpus": 1}}})
     assert refused.value.status == 422
