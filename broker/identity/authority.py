@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from broker.errors import Denied, Problem
-from broker.identity.permissions import ALLOWED, Principal, Role
+from broker.identity.permissions import ALLOWED, Permission, Principal, Role
 
 GRANTS: Final[dict[Role, frozenset[Role]]] = {
     Role.ADMIN: frozenset(Role),
@@ -18,6 +18,8 @@ GRANTS: Final[dict[Role, frozenset[Role]]] = {
 }
 """The roles that a role may give, and whose accounts it may change. `internal` carries a higher limit of runs
 (AM-12), so a tenant's admin does not hand it out."""
+_EVERYBODYS: Final = frozenset({Permission.ACCOUNT, Permission.KEYS_MANAGE})
+"""What every account may and no API key: it says nothing about how much a role may."""
 ADMIN_ONLY: Final = ("unix_account", "max_training_hours")
 """Fields that decide as whom and how long jobs run on a cluster."""
 
@@ -25,7 +27,8 @@ ADMIN_ONLY: Final = ("unix_account", "max_training_hours")
 def grantable(principal: Principal) -> frozenset[Role]:
     """The roles that this one may give; with an API key of few scopes none that may more than the key."""
     given = GRANTS.get(principal.role, frozenset())
-    return frozenset(role for role in given if principal.scopes is None or ALLOWED[role] <= principal.scopes)
+    scopes = principal.scopes
+    return frozenset(role for role in given if scopes is None or ALLOWED[role] - _EVERYBODYS <= scopes)
 
 
 def check_authority(principal: Principal, present: Role | None, fields: Mapping[str, Any]) -> None:
@@ -36,7 +39,10 @@ def check_authority(principal: Principal, present: Role | None, fields: Mapping[
     """
     allowed = grantable(principal)
     if present is not None and present not in allowed:
-        raise Denied(f"An account with the role {present} is changed by an admin of the broker only")
+        raise Denied(
+            f"An account with the role {present} is changed by an admin of the broker only; with an API key, "
+            "by one whose scopes hold everything that this role may do"
+        )
     problems = [
         Problem(f"/{name}", "admin_only", f"Only an admin of the broker sets {name}: leave it out")
         for name in ADMIN_ONLY

@@ -190,7 +190,8 @@ def test_who_asked_for_more_time_than_one_start_may_take_is_started_again(
     ran = broker.cluster.run_dir(story.longer_than_a_start) / "longer"
     assert (ran / "checkpoints/starts").read_text() == "start, RESUME=\nstart, RESUME=1\n"
     job = client.jobs(story.longer_than_a_start)["longer"]
-    assert (job["state"], job["restarts"], job["attempt"]) == ("COMPLETED", 1, 1)
+    assert (job["state"], job["attempt"]) == ("COMPLETED", 1)
+    assert job["restarts"] >= 1  # more where Slurm sent it to the node that had just died: it never began
     assert "back to the queue" in client.log(story.longer_than_a_start, "longer", stream="slurm")["text"]
 
 
