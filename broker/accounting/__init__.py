@@ -1,0 +1,1 @@
+"""What the cluster's jobs used: Slurm's accounting kept for good, and reports over it."""
