@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+import broker.accounting.tables
 import broker.api.idempotency
 import broker.approvals.tables
 import broker.audit.tables
@@ -26,6 +27,7 @@ import broker.notifications.tables
 import broker.pipelines.tables
 import broker.queueing.tables
 import broker.quotas.tables
+import broker.resources.tables
 import broker.runs.tables
 import broker.tenancy.tables  # noqa: F401 - imported for their tables
 from broker.audit.guard import ensure_guard

@@ -1,0 +1,177 @@
+"""The accounting warehouse: every job of every cluster, and sums per day (UTC) made of them.
+
+`accounting_jobs` is the archive (Slurm purges its own): a row is never deleted, its raw values stay. The two
+sums can be made anew from it at any time (`rebuild`). Times are seconds since the epoch, as Slurm gives them.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Date, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from broker.db import Base, JsonType, UTCDateTime
+
+
+class AccountingJobRow(Base):
+    """One attempt of one job. A requeue submits anew, and ids are recycled: the submit time is in the key.
+
+    `tenant`: the run's, else the one of the account. `user`: the person's name with the broker, `CLUSTER:NAME`
+    for a Unix account (`unix_user`) that no person has. `run_id`: the broker's run, null for others' jobs.
+    `tasks`: elements of an array that wait together in one row, else 1. `partition` of a pending job may name
+    several. `state`: Slurm's word. `gpu_type`: "" without GPUs or where unknown, `mixed` for several.
+    `mem_mib`, `cpus`, `gpu_count`, `billing`: allocated over all nodes (`cpus` of a pending job: asked for).
+    `timelimit_s` null: unlimited. `total_cpu_s`, `max_rss_mib`, `mem_in_tot_mib` (max over steps), `gpu_util`
+    (per cent, mean over GPUs), `energy_j`: null is "no data", never 0. `cpu_partial`: the job was ended from
+    outside, `total_cpu_s` lacks what its last processes used. `counted_to`: the sums have its use up to here:
+    the end, or when it was last seen in the queue. `runaway`: no end, and not in the queue.
+    """
+
+    __tablename__ = "accounting_jobs"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    submit_at: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    array_id: Mapped[int | None] = mapped_column(BigInteger)
+    array_task: Mapped[str | None] = mapped_column(String(64))
+    tasks: Mapped[int]
+    name: Mapped[str]
+    unix_user: Mapped[str] = mapped_column(String(64))
+    account: Mapped[str] = mapped_column(String(64))
+    user: Mapped[str] = mapped_column(String(160))
+    tenant: Mapped[str] = mapped_column(String(64))
+    qos: Mapped[str] = mapped_column(String(64))
+    partition: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(20))
+    exit_code: Mapped[int]
+    signal: Mapped[int]
+    cancelled_by: Mapped[int | None] = mapped_column(BigInteger)
+    reason: Mapped[str]
+    eligible_at: Mapped[int | None] = mapped_column(BigInteger)
+    start_at: Mapped[int | None] = mapped_column(BigInteger)
+    end_at: Mapped[int | None] = mapped_column(BigInteger)
+    elapsed_s: Mapped[int] = mapped_column(BigInteger)
+    timelimit_s: Mapped[int | None] = mapped_column(BigInteger)
+    cpus: Mapped[int]
+    nodes: Mapped[int]
+    node_list: Mapped[str]
+    gpu_count: Mapped[int]
+    gpu_type: Mapped[str] = mapped_column(String(64))
+    mem_mib: Mapped[int] = mapped_column(BigInteger)
+    billing: Mapped[int] = mapped_column(BigInteger)
+    total_cpu_s: Mapped[int | None] = mapped_column(BigInteger)
+    cpu_partial: Mapped[bool]
+    max_rss_mib: Mapped[int | None] = mapped_column(BigInteger)
+    mem_in_tot_mib: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_util: Mapped[float | None]
+    energy_j: Mapped[int | None] = mapped_column(BigInteger)
+    run_id: Mapped[str | None] = mapped_column(String(32))
+    counted_to: Mapped[int | None] = mapped_column(BigInteger)
+    runaway: Mapped[bool]
+    digest: Mapped[str] = mapped_column(String(32))
+    raw: Mapped[dict[str, Any]] = mapped_column(JsonType)
+
+    __table_args__ = (
+        Index("ix_accounting_jobs_cluster_end_at", "cluster", "end_at"),
+        Index("ix_accounting_jobs_cluster_start_at", "cluster", "start_at"),
+        Index("ix_accounting_jobs_tenant_submit_at", "tenant", "submit_at"),
+        Index("ix_accounting_jobs_user_submit_at", "user", "submit_at"),
+        Index("ix_accounting_jobs_run_id", "run_id"),
+    )
+
+
+class AccountingDayRow(Base):
+    """Sums of a day (UTC), per who, where, how large and how it ended.
+
+    `outcome`: Slurm's state; `gpu_count` per job; `size`: CPUs per job as a power of two (3: 8 to 15).
+    Spread over the days a job ran in, clipped at midnight: `elapsed_s`, `core_s`, `gpu_s`, `billing_s`. Once,
+    on the day of it: `submitted`, `started`, `ended` (jobs). Once, on the day of the end, over the jobs that
+    have the data (`…_jobs` of them): `cpu_used_s` of `cpu_alloc_s`; `mem_used_mib_s` of `mem_alloc_mib_s`
+    (memory times elapsed); `limit_used_s` of `limit_s`; `gpu_used_s` of `gpu_alloc_s`. Ratios of these sums
+    are the efficiencies.
+    """
+
+    __tablename__ = "accounting_days"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user: Mapped[str] = mapped_column(String(160), primary_key=True)
+    partition: Mapped[str] = mapped_column(String(255), primary_key=True)
+    qos: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gpu_type: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gpu_count: Mapped[int] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(primary_key=True)
+    outcome: Mapped[str] = mapped_column(String(20), primary_key=True)
+    submitted: Mapped[int] = mapped_column(BigInteger)
+    started: Mapped[int] = mapped_column(BigInteger)
+    ended: Mapped[int] = mapped_column(BigInteger)
+    elapsed_s: Mapped[int] = mapped_column(BigInteger)
+    core_s: Mapped[int] = mapped_column(BigInteger)
+    gpu_s: Mapped[int] = mapped_column(BigInteger)
+    billing_s: Mapped[int] = mapped_column(BigInteger)
+    cpu_jobs: Mapped[int] = mapped_column(BigInteger)
+    cpu_used_s: Mapped[int] = mapped_column(BigInteger)
+    cpu_alloc_s: Mapped[int] = mapped_column(BigInteger)
+    mem_jobs: Mapped[int] = mapped_column(BigInteger)
+    mem_used_mib_s: Mapped[int] = mapped_column(BigInteger)
+    mem_alloc_mib_s: Mapped[int] = mapped_column(BigInteger)
+    limit_jobs: Mapped[int] = mapped_column(BigInteger)
+    limit_used_s: Mapped[int] = mapped_column(BigInteger)
+    limit_s: Mapped[int] = mapped_column(BigInteger)
+    gpu_jobs: Mapped[int] = mapped_column(BigInteger)
+    gpu_used_s: Mapped[int] = mapped_column(BigInteger)
+    gpu_alloc_s: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_accounting_days_day", "day"),)
+
+
+class AccountingWaitRow(Base):
+    """How long the jobs that began on a day (UTC) had waited: a histogram, one row per bucket.
+
+    `kind`: `eligible` (submit to eligible: approval, dependency, hold), `start` (eligible to start:
+    contention) or `slowdown` (bounded slowdown; no time). `bucket`: `histograms.bucket` of the seconds;
+    `wait_s`: their sum. Dimensions as in `accounting_days`.
+    """
+
+    __tablename__ = "accounting_waits"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user: Mapped[str] = mapped_column(String(160), primary_key=True)
+    partition: Mapped[str] = mapped_column(String(255), primary_key=True)
+    qos: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gpu_type: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gpu_count: Mapped[int] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    jobs: Mapped[int] = mapped_column(BigInteger)
+    wait_s: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_accounting_waits_day", "day"),)
+
+
+class AccountingCursorRow(Base):
+    """How far a cluster's accounting has been read (seconds since the epoch).
+
+    `settled_to`: everything that ended before is here; the next look begins there. `read_to`: the end of the
+    last look. `window_s`: how much one query asks for; halved when it was too much. `again_from`, `again_at`:
+    from where, and when, to read once more, for what slurmdbd was told late.
+    """
+
+    __tablename__ = "accounting_cursors"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    settled_to: Mapped[int] = mapped_column(BigInteger)
+    read_to: Mapped[int] = mapped_column(BigInteger)
+    window_s: Mapped[int]
+    again_from: Mapped[int | None] = mapped_column(BigInteger)
+    again_at: Mapped[int | None] = mapped_column(BigInteger)
+    jobs: Mapped[int] = mapped_column(BigInteger)
+    bad_rows: Mapped[int] = mapped_column(BigInteger)
+    trouble: Mapped[str | None]
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
