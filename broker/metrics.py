@@ -1,7 +1,11 @@
 """Prometheus metrics: those that DD-14 names, and the broker's own (`broker_…`).
 
 `GET /metrics` shows those of one process; under `broker up`, which sets `PROMETHEUS_MULTIPROC_DIR`, those of
-API and worker together (prometheus-client's multiprocess mode). A gauge then shows who set it last.
+API and worker together (prometheus-client's multiprocess mode). A gauge then shows who set it last. A worker
+by itself shows its own on `worker_metrics_port` (`broker.worker.exposing`).
+
+What Prometheus sees for the first time has no past: the first error of a kind would be no increase. Series
+whose labels are known beforehand therefore begin at 0, with the worker (`begin`).
 """
 
 from __future__ import annotations
@@ -18,10 +22,21 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from broker.errors import (
+    BrokerError,
+    ConfigurationError,
+    DiskFull,
+    OutcomeUnknown,
+    SlurmRefused,
+    Unreachable,
+)
 
 _LONG = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 48 * 3600)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _TRANSFER = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
+_DAYS = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 24 * 3600, 7 * 24 * 3600)
 
 JOBS_SUBMITTED: Final = Counter("gpu_jobs_submitted_total", "Jobs given to Slurm", ["cluster"])
 JOBS_COMPLETED: Final = Counter("gpu_jobs_completed_total", "Jobs that ended well", ["cluster"])
@@ -60,6 +75,20 @@ RUNS: Final = Counter("broker_runs_total", "Runs that ended, by how", ["cluster"
 SUBMISSION_SECONDS: Final = Histogram(
     "broker_submission_seconds", "From a run's request to its last job id", ["cluster"], buckets=_TRANSFER
 )
+SUBMISSION_FAILURES: Final = Counter(
+    "broker_submission_failures_total",
+    "Tries to submit a run that failed, by error and by who can mend it (caller, admin, time)",
+    ["cluster", "code", "mender"],
+)
+APPROVAL_WAIT: Final = Histogram(
+    "broker_approval_wait_seconds", "From a request for approval to its decision", ["decision"], buckets=_DAYS
+)
+SSH_WAITING: Final = Gauge(
+    "broker_ssh_waiting",
+    "Commands and transfers that wait for a channel to a login node, as of the last look at the cluster",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
 POLL_FAILURES: Final = Counter("broker_poll_failures_total", "Looks at a cluster that failed", ["cluster"])
 POLLED_AT: Final = Gauge(
     "broker_poll_timestamp_seconds",
@@ -97,10 +126,24 @@ DELIVERIES: Final = Counter(
 )
 
 
-def exposition() -> bytes:
-    """Everything in Prometheus' text format: of all processes where they share a folder, else of this one."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+def begin(cluster: str) -> None:
+    """A cluster has a worker: what may be counted of it begins at 0; the first event is then an increase."""
+    for counter in (JOBS_SUBMITTED, JOBS_COMPLETED, POLL_FAILURES, STORE_FAILURES, STORED_BYTES, LEASES_LOST):
+        counter.labels(cluster)
+    for error in (BrokerError, ConfigurationError, SlurmRefused, Unreachable, DiskFull, OutcomeUnknown):
+        SUBMISSION_FAILURES.labels(cluster, error.code, error.mender)
+
+
+def exposition(*more: Collector) -> bytes:
+    """Everything in Prometheus' text format, and what `more` finds (under names of its own).
+
+    Of all processes where they share a folder (`PROMETHEUS_MULTIPROC_DIR`), else of this one.
+    """
+    ours: CollectorRegistry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        ours = CollectorRegistry()
+        MultiProcessCollector(ours)  # type: ignore[no-untyped-call]
+    found = CollectorRegistry()
+    for collector in more:
+        found.register(collector)
+    return generate_latest(ours) + generate_latest(found)

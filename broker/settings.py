@@ -362,6 +362,15 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field("json", description="Form of the log lines on stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     metrics_public: bool = Field(False, description="Whether `/metrics` answers without a token")
+    worker_metrics_host: str = Field(
+        "127.0.0.1", description="Address at which a worker shows its metrics; no token is asked for there"
+    )
+    worker_metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of it (0: a free one); unset: none. Under `broker up` the API shows both",
+    )
     max_concurrent_runs: int = Field(10, ge=1, description="Submissions and collections at once, per worker")
     lease_s: float = Field(30, ge=3, description="A worker that is silent this long loses its cluster")
     default_cluster: str | None = Field(None, description="Cluster of runs that name none")

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from broker import metrics as figures
 from broker import schema
+from broker.api.backlog import Backlog
 from broker.api.security import Ctx, open_to_all, requires_unless
 from broker.db import utcnow
 from broker.identity import Permission
@@ -63,9 +64,11 @@ def readyz(ctx: Ctx, response: Response) -> Readiness:
     dependencies=[Depends(requires_unless(Permission.METRICS_READ, lambda ctx: ctx.settings.metrics_public))],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def metrics() -> Response:
+def metrics(ctx: Ctx) -> Response:
     """Metrics for Prometheus; open to all when `metrics_public` is set."""
-    return Response(figures.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(
+        figures.exposition(Backlog(ctx.db, ctx.settings.clusters)), media_type=CONTENT_TYPE_LATEST
+    )
 
 
 def _database(ctx: Ctx) -> Check:

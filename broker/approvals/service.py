@@ -9,6 +9,7 @@ from typing import Literal, cast
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from broker import metrics
 from broker.approvals.schemas import ApprovalSummary, Approve, DecisionView, Reject, Verdict
 from broker.approvals.tables import DecisionRow
 from broker.audit import record
@@ -139,6 +140,7 @@ def _write(
     session: Session, run: RunRow, principal: Principal, verdict: Verdict, plan_hash: str | None, comment: str
 ) -> None:
     """The decision and its audit row."""
+    metrics.APPROVAL_WAIT.labels(verdict).observe((utcnow() - requested_at(run)).total_seconds())
     session.add(
         DecisionRow(
             id=new_id("dec"),

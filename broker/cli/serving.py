@@ -21,6 +21,7 @@ from broker.errors import ConfigurationError
 from broker.logging import configure_logging
 from broker.settings import Settings
 from broker.worker import run
+from broker.worker.exposing import exposed
 
 BACKLOG = 1024
 _DRAIN_S = 8
@@ -70,7 +71,8 @@ def work(settings: Settings, *, supervised: bool) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _context(settings) as ctx:
+    alone = settings.model_copy(update={"worker_metrics_port": None}) if supervised else settings
+    with _context(settings) as ctx, exposed(alone):
         run(ctx, stop)
 
 

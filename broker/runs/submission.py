@@ -31,7 +31,7 @@ from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
-from broker.runs.telemetry import run_ended, slurm_call, submitted
+from broker.runs.telemetry import run_ended, slurm_call, submission_failed, submitted
 from broker.runs.views import attempt_jobs
 
 CANCEL_AGAIN = timedelta(seconds=10)
@@ -76,8 +76,10 @@ class Submitter:
                     return
                 run = self._read(run_id)
         except (Unreachable, OutcomeUnknown) as error:
+            submission_failed(run, error)
             self._postpone(run, error)
         except BrokerError as error:
+            submission_failed(run, error)
             if run.cancel_requested_at is not None or run.phase == Phase.ACTIVE:
                 self._postpone(run, error)  # the wish, or the hold, stands, whatever stands in its way
             else:
@@ -85,7 +87,9 @@ class Submitter:
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception:  # a defect of ours: the run waits, visibly, and holds up nobody else
-            self._postpone(run, BrokerError("The broker met a defect of its own here; see its log"))
+            defect = BrokerError("The broker met a defect of its own here; see its log")
+            submission_failed(run, defect)
+            self._postpone(run, defect)
             raise
 
     # ---- steps: each gives True when the next one can follow at once --------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 
 from broker import metrics
 from broker.errors import BrokerError, OutcomeUnknown
-from broker.runs.states import JobState
+from broker.hosts import Host, SshHost
+from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
 
 
@@ -36,14 +37,30 @@ def collecting() -> Iterator[None]:
         yield
 
 
-def polled(cluster: str, taken_at: datetime | None, watched: int = 0, channels: int = 0) -> None:
-    """A cluster was looked at (`taken_at` None: in vain): jobs that live there, channels in use."""
+def polled(cluster: str, taken_at: datetime | None, watched: int = 0) -> None:
+    """A cluster was looked at (`taken_at` None: in vain): jobs that live there."""
     if taken_at is None:
         metrics.POLL_FAILURES.labels(cluster).inc()
     else:
         metrics.POLLED_AT.labels(cluster).set(taken_at.timestamp())
         metrics.JOBS_ACTIVE.labels(cluster).set(watched)
-        metrics.CONNECTIONS_ACTIVE.labels(cluster).set(channels)
+
+
+@contextmanager
+def connection(cluster: str, host: Host) -> Iterator[None]:
+    """How busy a cluster's connection is after a look, a failed one too; this machine has none."""
+    try:
+        yield
+    finally:
+        if isinstance(host, SshHost):
+            metrics.CONNECTIONS_ACTIVE.labels(cluster).set(host.open_channels)
+            metrics.SSH_WAITING.labels(cluster).set(host.waiting)
+
+
+def submission_failed(run: RunRow, error: BrokerError) -> None:
+    """Something stood in a run's way into Slurm; what stands in the way of ending it is not counted."""
+    if run.phase in {Phase.PREPARING, Phase.SUBMITTING} and run.cancel_requested_at is None:
+        metrics.SUBMISSION_FAILURES.labels(run.cluster, error.code, error.mender).inc()
 
 
 def submitted(run: RunRow, jobs: int, seconds: float) -> None:

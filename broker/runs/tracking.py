@@ -25,7 +25,7 @@ from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, Denied, Unreachable
-from broker.hosts import Host, SshHost
+from broker.hosts import Host
 from broker.notifications import Kind, notify
 from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper
@@ -47,7 +47,7 @@ from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
-from broker.runs.telemetry import job_ended, polled, slurm_call
+from broker.runs.telemetry import connection, job_ended, polled, slurm_call
 from broker.runs.views import attempt_jobs
 from broker.slurm import AccountingJob, QueueJob, QueueSnapshot, ResultKind
 from broker.slurm.queue import CLOCK_SKEW
@@ -79,16 +79,14 @@ class Tracker:
         """Look once. Never raises a `BrokerError`: an unreachable cluster is noted, not failed."""
         self._people = self._accounts()
         try:
-            with slurm_call(self._cluster, "poll"):
+            with slurm_call(self._cluster, "poll"), connection(self._cluster, self._ctx.host(self._cluster)):
                 snapshot = self._ctx.slurm(self._cluster).jobs(user=self._account())
         except BrokerError as error:
             polled(self._cluster, None)
             self._note(error.detail, None)
             return
         watched = self._watched()
-        host = self._ctx.host(self._cluster)
-        channels = host.open_channels if isinstance(host, SshHost) else 0
-        polled(self._cluster, snapshot.taken_at, len(watched), channels)
+        polled(self._cluster, snapshot.taken_at, len(watched))
         seen = self._in_queue(watched, snapshot)
         alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting

@@ -116,6 +116,7 @@ class ClusterWorker:
                     self._stop.wait(min(ttl / 3, 2.0))
                     continue
                 log.info("lease_taken", cluster=self.cluster, token=lease.token)
+                metrics.begin(self.cluster)
                 self._work(lease)
                 leases.release(self._ctx.db, lease)
             except SQLAlchemyError as error:
