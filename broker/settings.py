@@ -170,6 +170,23 @@ class ClusterSettings(_Section):
     unknown_deadline_s: float = Field(
         3600, gt=0, description="A job that neither squeue, sacct nor its marker knows is given up after this"
     )
+    watch_interval_s: float = Field(
+        30, gt=0, description="Time between two looks at the progress and signs of life of running jobs"
+    )
+    heartbeat_timeout_s: float = Field(
+        3600,
+        ge=0,
+        description="A running job whose progress, logs, outputs and checkpoints have not changed for so "
+        "long is flagged as stalled; 0: never",
+    )
+    heartbeat_grace_s: float = Field(
+        600, ge=0, description="How long after the flag what `on_lost_heartbeat` says happens"
+    )
+    on_lost_heartbeat: Literal["retry", "fail", "flag"] = Field(
+        "retry",
+        description="What becomes of a stalled job: ended and tried again (`max_auto_retries`), ended and "
+        "failed, or only flagged",
+    )
     log_limit_mib: int = Field(
         64, ge=1, description="Logs above this are stored as head and tail, the cut shown in the text"
     )

@@ -133,6 +133,37 @@ class LogReader:
                 return "".join(parts)
 
 
+@dataclass
+class LineReader(LogReader):
+    """The same, but only the lines of at least `level` that hold `text`; complete lines only."""
+
+    level: str | None = None
+    text: str | None = None
+
+    def more(self) -> str:
+        """See `LogReader.more`."""
+        path = f"/runs/{self.run_id}/components/{self.component}/logs/lines"
+        parts = []
+        while True:
+            found = patiently(
+                lambda: self.api.get(
+                    path,
+                    attempt=self.attempt,
+                    stream=self.stream,
+                    offset=self.offset,
+                    level=self.level,
+                    q=self.text,
+                    limit=1000,
+                ),
+                pauses_s=_OUTAGE_PAUSES_S,
+            )
+            moved = found["next_offset"] > found["offset"]
+            self.offset, self.complete = found["next_offset"], found["complete"]
+            parts += [f"{line['text']}\n" for line in found["lines"]]
+            if not moved or self.complete:
+                return "".join(parts)
+
+
 def write_log(text: str) -> None:
     """A log to standard output: as it is into a pipe, harmless to a terminal."""
     sys.stdout.write(harmless_log(text) if sys.stdout.isatty() else text)

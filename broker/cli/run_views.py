@@ -83,7 +83,7 @@ def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
 def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableType:
     """The jobs of a run; `RESULTS` is what lies in the object store."""
     return table(
-        ("COMPONENT", "STATE", "SLURM>", "NODES", "NEEDS", "TIME>", "RESULTS", "WHY"),
+        ("COMPONENT", "STATE", "SLURM>", "NODES", "NEEDS", "TIME>", "PROGRESS", "RESULTS", "WHY"),
         (
             (
                 job["component"] + (f" #{job['attempt']}" if job["attempt"] > 1 else ""),
@@ -92,6 +92,7 @@ def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableT
                 job["nodes"],
                 needs(job["resources"]),
                 duration(job["started_at"], job["ended_at"], now),
+                progress(job),
                 _results(job),
                 why(job),
             )
@@ -119,6 +120,16 @@ def needs(resources: Json) -> str:
     return ", ".join(parts)
 
 
+def progress(job: Json) -> str:
+    """How far a running job has come, as `45 % (epoch 9/20), ends 2024-05-01 14:30`; or ""."""
+    found = job.get("progress")
+    if not found or job["ended_at"]:
+        return ""
+    of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
+    end = f", ends {when(found['expected_end'])}" if found["expected_end"] else ""
+    return f"{100 * found['fraction']:.0f} %{of}{end}"
+
+
 def _results(job: Json) -> str:
     if job["stored"] == "stored":
         return f"{job['stored_files']} files, {size(job['stored_bytes'])}"
@@ -130,6 +141,8 @@ def why(job: Json) -> str:
     if job["state"] == "UPSTREAM_FAILED" and job["culprit"]:
         return f"{job['culprit']} failed"
     parts = ["" if job["state"] == _ENDED_WELL else job["reason"] or ""]
+    if job.get("stalled_since") and not job["ended_at"]:
+        parts.append(f"no sign of life since {when(job['heartbeat_at'])}")
     if job["signal"]:
         parts.append(f"signal {job['signal']}")
     elif job["exit_code"]:

@@ -224,7 +224,9 @@ def retry(
 
 @app.command(
     epilog=examples(
-        "broker run logs run-7h2k trainer --follow", "broker run logs run-7h2k trainer --error --tail 4096"
+        "broker run logs run-7h2k trainer --follow",
+        "broker run logs run-7h2k trainer --error --tail 4096",
+        "broker run logs run-7h2k trainer --level warning --search cuda",
     )
 )
 def logs(
@@ -240,27 +242,41 @@ def logs(
     tail: Annotated[
         int | None, typer.Option("--tail", min=1, metavar="BYTES", help="Begin this far from the end.")
     ] = None,
+    level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"] | None,
+        typer.Option("--level", help="Only lines of this level or above."),
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", metavar="TEXT", help="Only lines with this text, in any case.")
+    ] = None,
     interval: Interval = 1.0,
     as_json: Json = False,
 ) -> None:
     """Print a component's log, while it runs or afterwards (--json: one document for each piece)."""
     stream = "slurm" if slurm else "error" if error else "output"
     with api(ctx) as client:
-        reader = following.LogReader(client, run, component, stream, attempt, offset=-(tail or 0))
-        start = reader.offset
+        where = client, run, component, stream, attempt, -(tail or 0)
+        if level or search:
+            reader: following.LogReader = following.LineReader(*where, level=level, text=search)
+        else:
+            reader = following.LogReader(*where)
+        start, printed = reader.offset, False
 
         def write(text: str) -> None:
+            nonlocal printed
+            printed = True
             if as_json:
                 print_json_line(_piece(reader, text))
             else:
                 following.write_log(text)
 
         following.follow_log(reader, interval, write, follow=follow)
-    if reader.offset == start:
+    if not printed:
         if as_json:
             print_json_line(_piece(reader, ""))
         else:
-            message("The log is empty" + ("." if reader.complete else " so far."), style="bright_black")
+            nothing = "The log is empty" if reader.offset == start else "No line of the log is like that"
+            message(nothing + ("." if reader.complete else " so far."), style="bright_black")
 
 
 @app.command(epilog=examples("broker run script run-7h2k", "broker run script run-7h2k --json"))

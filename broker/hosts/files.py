@@ -27,7 +27,7 @@ from broker.errors import (
     TransferInterrupted,
     Unreachable,
 )
-from broker.hosts.base import Completed, FileEntry, FileKind, Progress, RemotePath, Stdin, chunks_of
+from broker.hosts.base import Completed, FileEntry, FileKind, Host, Progress, RemotePath, Stdin, chunks_of
 
 _KINDS: dict[bytes, FileKind] = {b"f": "file", b"d": "dir", b"l": "link"}
 _ENTRY = r"%y\t%s\t%T@\t%P\0"
@@ -56,6 +56,12 @@ _REMOVE = """[ -e "$1" ] || [ -L "$1" ] || exit 0
 [ -d "$1" ] && [ ! -L "$1" ] && [ -f "$1/$2" ] && [ ! -L "$1/$2" ] || exit 65
 find "$1" -mindepth 1 -maxdepth 1 ! -name "$2" -exec rm -rf --one-file-system -- {} + || exit 1
 rm -f -- "$1/$2" && rmdir -- "$1"
+"""
+
+
+# Those of the names that can be seen, by one `stat`.
+_STAT_ALL = r"""for name; do shift; if [ -e "$name" ]; then set -- "$@" "$name"; fi; done
+[ $# -eq 0 ] || exec stat --printf='%s\t%.9Y\t%n\0' -- "$@"
 """
 
 
@@ -207,6 +213,23 @@ class _Source:
             if fresh:
                 yield fresh
                 self._on_progress(at, self.total)
+
+
+def stat_all(host: Host, paths: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Size (bytes) and time of change (seconds since the epoch) of those of many files that can be seen.
+
+    One command for all. A file that goes away meanwhile, or whose name breaks the rules, has no entry.
+    """
+    stdin = b"".join(_operand(path).encode(errors="surrogateescape") + b"\0" for path in paths)
+    argv = [*_C, "xargs", "-0", "-r", "sh", "-c", _STAT_ALL, "sh"]
+    done = host.run(argv, stdin=stdin, timeout=60, readonly=True)
+    if done.rc and b"No such file" not in done.stderr:
+        raise failure(host.name, "look at files", done)
+    found: dict[str, tuple[int, float]] = {}
+    for row in done.stdout.split(b"\0")[:-1]:
+        size, mtime, name = row.split(b"\t", 2)
+        found[name.decode(errors="surrogateescape")] = int(size), float(mtime)
+    return found
 
 
 def _operand(path: RemotePath) -> str:

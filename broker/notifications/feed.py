@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 
+from broker.api.sockets import Who
 from broker.db import Database
 from broker.identity.permissions import Principal
 from broker.notifications.kinds import Channel, Kind, wanted
@@ -25,9 +26,6 @@ from broker.notifications.tables import NotificationRow, PreferenceRow
 LOOK_S = 0.5
 KEEP_ALIVE_S = 15.0
 _AT_ONCE = 200
-
-Who = Callable[[], Awaitable[Principal]]
-"""Who reads, asked anew at every look; raises when the token is not good any more."""
 
 
 class Feed:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
-import anyio
-from fastapi import APIRouter, Depends, Header, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Depends, Header, Query, Request, WebSocket
 from fastapi.responses import StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials
 
 from broker.api.pagination import Page, PageParams, fetch, paginate
-from broker.api.security import Auth, Credentials, Ctx, authenticated, check, count, requires
+from broker.api.security import Auth, Credentials, Ctx, requires
+from broker.api.sockets import Who, reader, serve_socket
 from broker.context import Context
 from broker.errors import BrokerError
 from broker.identity import Permission, Principal
-from broker.identity.sessions import Authenticator
 from broker.identity.tenants import find_tenant
 from broker.notifications.deliveries import (
     attempts_of,
@@ -28,7 +24,7 @@ from broker.notifications.deliveries import (
     visible_deliveries,
 )
 from broker.notifications.delivery import DeliveryState
-from broker.notifications.feed import Feed, Who, follow, frame
+from broker.notifications.feed import Feed, follow, frame
 from broker.notifications.kinds import Channel
 from broker.notifications.outbox import tenant_owner, user_owner
 from broker.notifications.preferences import read_preferences, tenant_wants, write_preferences
@@ -49,13 +45,6 @@ Self = Annotated[Principal, Depends(requires(Permission.ACCOUNT))]
 Reader = Annotated[Principal, Depends(requires(Permission.RUNS_READ))]
 Manager = Annotated[Principal, Depends(requires(Permission.NOTIFICATIONS_MANAGE))]
 Number = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,15}$")]
-
-GREETING_S = 10.0
-UNAUTHENTICATED, DENIED, LIMITED, TRY_LATER = 4401, 4403, 4429, 1013
-"""Close codes of the WebSocket: HTTP's + 4000 (RFC 6455, 7.4.2: ours), or IANA's "try again later"."""
-_CLOSE = {401: UNAUTHENTICATED, 403: DENIED, 429: LIMITED}
-_REASON = 60
-"""Characters of a reason: it has at most 123 bytes of UTF-8 (RFC 6455, 5.5)."""
 
 
 @router.get("")
@@ -111,73 +100,18 @@ async def follow_by_socket(socket: WebSocket) -> None:
     `{"token": "…", "after": 12}`, within ten seconds. `after` as `Last-Event-ID`.
     """
     ctx: Context = socket.app.state.context
-    auth: Authenticator = socket.app.state.authenticator
-    await socket.accept()
-    try:
-        credentials, after = await _greeting(socket)
-        who = reader(auth, credentials)
-        await count(socket.app.state.meter, await who(), Permission.RUNS_READ)
-        news = follow(ctx.db, feed_of(socket.app.state, ctx), who, after)
-        await _pump(socket, news)
-    except WebSocketDisconnect:
-        return
-    except BrokerError as error:
-        await socket.close(_CLOSE.get(error.http_status, TRY_LATER), error.detail[:_REASON])
-    except (ValueError, KeyError, RecursionError, TimeoutError):  # no text, no JSON, nothing at all
-        await socket.close(UNAUTHENTICATED, 'Send {"token": "…"} first')
 
+    async def messages(who: Who, said: dict[str, Any]) -> AsyncIterator[str]:
+        after = _number(str(said.get("after", "")))
+        async for found in follow(ctx.db, feed_of(socket.app.state, ctx), who, after):
+            for notice in found:
+                yield notice.model_dump_json()
 
-async def _greeting(socket: WebSocket) -> tuple[HTTPAuthorizationCredentials, int | None]:
-    """Who asks, and from where on: from the header, or from the first message."""
-    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
-    after = socket.query_params.get("after", "")
-    if scheme.lower() == "bearer" and token:
-        return HTTPAuthorizationCredentials(scheme=scheme, credentials=token), _number(after)
-    async with asyncio.timeout(GREETING_S):
-        said = json.loads(await socket.receive_text())
-    if not isinstance(said, dict) or not isinstance(said.get("token"), str):
-        raise ValueError("no token")
-    given = HTTPAuthorizationCredentials(scheme="Bearer", credentials=said["token"])
-    return given, _number(str(said.get("after", after)))
+    await serve_socket(socket, messages)
 
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
-
-
-async def _pump(socket: WebSocket, news: AsyncIterator[list[NoticeView]]) -> None:
-    """Send until the reader goes, or the token ends (raises what `news` raises)."""
-    ended: list[BrokerError] = []
-    async with anyio.create_task_group() as group:
-
-        async def watch() -> None:
-            while (await socket.receive())["type"] != "websocket.disconnect":
-                pass  # what a reader says after its greeting means nothing
-            group.cancel_scope.cancel()
-
-        group.start_soon(watch)
-        try:
-            async for found in news:
-                for notice in found:
-                    await socket.send_text(notice.model_dump_json())
-        except BrokerError as error:
-            ended.append(error)
-        except WebSocketDisconnect:
-            pass  # gone in the middle of a send; `watch` may not have heard of it yet
-        group.cancel_scope.cancel()
-    if ended:
-        raise ended[0]
-
-
-def reader(auth: Authenticator, credentials: HTTPAuthorizationCredentials) -> Who:
-    """Who reads a stream, asked as for any other request."""
-
-    async def who() -> Principal:
-        account = await authenticated(auth, credentials)
-        check(account, Permission.RUNS_READ)
-        return account.principal
-
-    return who
 
 
 def feed_of(state: object, ctx: Context) -> Feed:

@@ -17,11 +17,9 @@ from broker.identity import Permission, Principal
 from broker.pipelines.service import find_pipeline
 from broker.runs.collection import load_manifest
 from broker.runs.events import events_after
-from broker.runs.logs import Stream, read_log
 from broker.runs.planning import load_plan
 from broker.runs.schemas import (
     EventView,
-    LogChunk,
     RetryRequest,
     RunRequest,
     RunScript,
@@ -178,25 +176,6 @@ def show_script(run_id: str, ctx: Ctx, principal: Reader, attempt: Attempt = Non
         plan_hash=row.plan_hash,
         submission=submission_script(plan),
         jobs=preview(plan)["jobs"],
-    )
-
-
-@router.get("/{run_id}/components/{component}/logs")
-def show_log(
-    run_id: str,
-    component: str,
-    ctx: Ctx,
-    principal: Reader,
-    attempt: Attempt = None,
-    stream: Annotated[
-        Stream, Query(description="Program's output, its errors, or Slurm's own log")
-    ] = "output",
-    offset: Annotated[int, Query(ge=-(1 << 40), le=1 << 40, description="Negative: from the end")] = 0,
-    limit: Annotated[int, Query(ge=1, le=4 << 20, description="Bytes at most")] = 256 * 1024,
-) -> LogChunk:
-    """A piece of a component's log, while it runs or afterwards; go on at `next_offset`."""
-    return read_log(
-        ctx, principal, run_id, component, attempt=attempt, stream=stream, offset=offset, limit=limit
     )
 
 

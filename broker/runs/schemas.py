@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from broker.pipelines.schemas import NeedsApproval
+from broker.runs.log_lines import Level
+from broker.runs.progress import Progress
 from broker.runs.states import JobState, Phase, RunState
 from broker.settings import PriorityClass
 from broker.spec import Overrides
@@ -65,6 +67,11 @@ class JobView(BaseModel):
     stored_bytes: int | None
     store_error: str | None
     metrics: dict[str, Any] | None
+    progress: Progress | None = Field(
+        description="What the program reported; null: nothing, which is not 0 %"
+    )
+    heartbeat_at: datetime | None = Field(description="Last sign of life that the broker saw while it ran")
+    stalled_since: datetime | None = Field(description="Flagged: no sign of life for `heartbeat_timeout_s`")
 
 
 class RunView(BaseModel):
@@ -145,6 +152,28 @@ class LogChunk(BaseModel):
     size: int = Field(description="Bytes the log has now")
     text: str = Field(description="UTF-8; a byte that is none is shown as U+FFFD")
     complete: bool
+    source: Literal["cluster", "store", "none"]
+
+
+class LogLine(BaseModel):
+    """A line of a log, or a piece of one that is longer than 16 KiB."""
+
+    offset: int = Field(description="Byte of the log at which it begins")
+    level: Level
+    text: str = Field(description="UTF-8; a byte that is none is shown as U+FFFD")
+
+
+class LogLines(BaseModel):
+    """Lines of a log that were asked for, in order. Go on at `next_offset`, until `complete`."""
+
+    component: str
+    attempt: int
+    stream: Literal["output", "error", "slurm"]
+    offset: int
+    next_offset: int
+    size: int
+    lines: list[LogLine]
+    complete: bool = Field(description="The log has ended, and all of it was looked at")
     source: Literal["cluster", "store", "none"]
 
 

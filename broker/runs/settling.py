@@ -13,7 +13,15 @@ from broker.errors import SlurmRefused
 from broker.runs.events import emit
 from broker.runs.observation import NEVER_STARTS
 from broker.runs.service import start_attempt
-from broker.runs.states import FailureClass, JobState, Phase, RunState, derive_run_state, failure_class
+from broker.runs.states import (
+    NO_HEARTBEAT,
+    FailureClass,
+    JobState,
+    Phase,
+    RunState,
+    derive_run_state,
+    failure_class,
+)
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import run_ended
 from broker.runs.views import newest_jobs
@@ -61,7 +69,10 @@ def settle(ctx: Context, session: Session, run: RunRow) -> None:
 
 def _worth_another_try(ctx: Context, run: RunRow, jobs: Sequence[JobRow]) -> bool:
     """Only when every failure was the cluster's, and not for ever (DD-13)."""
-    classes = {failure_class(JobState(job.state)) for job in jobs if job.culprit is None}
+    silent = any(job.reason == NO_HEARTBEAT for job in jobs)
+    if silent and ctx.cluster(run.cluster).on_lost_heartbeat != "retry":
+        return False
+    classes = {failure_class(JobState(job.state), job.reason) for job in jobs if job.culprit is None}
     own = classes - {None, FailureClass.UPSTREAM}
     return own == {FailureClass.TEMPORARY} and run.auto_retries < ctx.cluster(run.cluster).max_auto_retries
 
@@ -81,6 +92,13 @@ def explain(jobs: Sequence[JobRow]) -> tuple[str, str]:
             return SlurmRefused.code, (
                 f"Slurm can never start {job.component} ({NEVER_STARTS}): no node of the cluster has the "
                 "GPUs, memory and CPUs it asks for. Change its resources and run it again."
+            )
+        if job.reason == NO_HEARTBEAT:
+            return "job_temporary", (
+                f"{job.component} gave no sign of life for too long and was ended ({NO_HEARTBEAT}): neither "
+                "its progress file nor its logs, outputs or checkpoints changed. Read its log "
+                "(`broker run logs`); if it only says little, let it write `PROGRESS_FILE`; then "
+                "`broker run retry`."
             )
         state = JobState(job.state)
         kind = failure_class(state)

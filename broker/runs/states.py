@@ -164,8 +164,17 @@ _FAILURE_CLASS = {
 }
 
 
-def failure_class(state: JobState) -> FailureClass | None:
-    """The class of a failed state; None for anything else."""
+NO_HEARTBEAT = "NoHeartbeat"
+"""The reason of a job that the broker ended because it gave no sign of life (`heartbeat`)."""
+
+
+def failure_class(state: JobState, reason: str | None = None) -> FailureClass | None:
+    """The class of a failed state; None for anything else.
+
+    Silence may be a node's fault or a file system's: the same job may well succeed.
+    """
+    if state is JobState.FAILED and reason == NO_HEARTBEAT:
+        return FailureClass.TEMPORARY
     return _FAILURE_CLASS.get(state)
 
 

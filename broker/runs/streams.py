@@ -1,21 +1,34 @@
-"""Live events of a run as server-sent events (WHATWG HTML, section 9.2)."""
+"""What happens to a run and what it logs, live: server-sent events (WHATWG HTML, section 9.2), WebSockets.
+
+A log is followed by looking: where it lies now is decided at every look, so a follower goes on from the
+cluster's file to the stored one without noticing. The reader's right is checked at every look as well.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
+from broker.api.sockets import Who
 from broker.context import Context
 from broker.identity import Principal
 from broker.runs.events import events_after
+from broker.runs.log_lines import Wanted
+from broker.runs.logs import EVERYTHING, Stream, read_lines
+from broker.runs.schemas import LogLines
 from broker.runs.states import RunState
 from broker.runs.views import find_run
 
 LOOK_S = 0.5
 KEEP_ALIVE_S = 15.0
+LOG_LOOK_S = 1.0
+LOG_LINES = 2000
+"""Lines in one message at most: what a slow reader has not taken is not read from the log either."""
 
 
 async def event_stream(ctx: Context, principal: Principal, run_id: str, after: int) -> AsyncIterator[str]:
@@ -54,3 +67,57 @@ async def event_stream(ctx: Context, principal: Principal, run_id: str, after: i
             yield ": still here\n\n"
         await asyncio.sleep(LOOK_S)
         frames, over = await run_in_threadpool(look, after)
+
+
+@dataclass(frozen=True, slots=True)
+class LogChoice:
+    """Which log a stream follows, from which byte on (negative: from the end), and which of its lines."""
+
+    run_id: str
+    component: str
+    attempt: int | None = None
+    stream: Stream = "output"
+    offset: int = 0
+    wanted: Wanted = EVERYTHING
+
+
+async def follow_log(ctx: Context, who: Who, choice: LogChoice) -> AsyncIterator[LogLines | None]:
+    """The wanted lines as they come, until the log is complete; None when nothing came for a while.
+
+    The first item comes at once. At most one piece of `SCAN` bytes is in memory, however long the log is
+    and however slow its reader. Raises what `who` raises, and what `read_lines` does.
+    """
+    offset, quiet_since, first = choice.offset, time.monotonic(), True
+    while True:
+        principal = await who()
+        found = await run_in_threadpool(
+            read_lines,
+            ctx,
+            principal,
+            choice.run_id,
+            choice.component,
+            attempt=choice.attempt,
+            stream=choice.stream,
+            offset=offset,
+            wanted=choice.wanted,
+            limit=LOG_LINES,
+        )
+        moved, offset = found.next_offset > found.offset, found.next_offset
+        if found.lines or found.complete or first:
+            first, quiet_since = False, time.monotonic()
+            yield found
+        elif time.monotonic() - quiet_since >= KEEP_ALIVE_S:
+            quiet_since = time.monotonic()
+            yield None
+        if found.complete:
+            return
+        if not moved:
+            await asyncio.sleep(LOG_LOOK_S)
+
+
+def log_frame(found: LogLines | None) -> str:
+    """Lines as a server-sent event; its id is the offset to go on from, `end` the type of the last one."""
+    if found is None:
+        return ": still here\n\n"
+    kind = "end" if found.complete else "lines"
+    return f"id: {found.next_offset}\nevent: {kind}\ndata: {found.model_dump_json()}\n\n"

@@ -106,7 +106,12 @@ class SubmissionRow(Base):
 
 
 class JobRow(Base):
-    """One component in one attempt. `name` is the unique key by which its Slurm job is found again."""
+    """One component in one attempt. `name` is the unique key by which its Slurm job is found again.
+
+    `progress`: `progress.Progress`. `heartbeat_mark`: what the last sign of life looked like (`heartbeat`),
+    `heartbeat_at`: when the broker saw it. `stall_ended_at`: the broker ended it then
+    for its silence.
+    """
 
     __tablename__ = "jobs"
 
@@ -141,6 +146,11 @@ class JobRow(Base):
     stored_files: Mapped[int | None]
     stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    heartbeat_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    heartbeat_mark: Mapped[str | None] = mapped_column(String(40))
+    stalled_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    stall_ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     __table_args__ = (
         UniqueConstraint("run_id", "component", "attempt"),

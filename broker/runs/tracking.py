@@ -44,7 +44,7 @@ from broker.runs.observation import (
 )
 from broker.runs.planning import load_plan
 from broker.runs.settling import settle
-from broker.runs.states import JobState, Phase
+from broker.runs.states import NO_HEARTBEAT, JobState, Phase
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
 from broker.runs.telemetry import connection, job_ended, polled, slurm_call
@@ -362,6 +362,8 @@ def read_marker(host: Host, profile: ClusterProfile, job: JobRow) -> Marker | No
 def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, taken_at: datetime) -> None:
     """Write what was seen into the row, and say what happened."""
     before = JobState(job.state)
+    if job.stall_ended_at is not None and seen.state is JobState.CANCELLED:  # by the broker: no person's wish
+        seen = replace(seen, state=JobState.FAILED, reason=NO_HEARTBEAT)
     requeued = seen.restarts is not None and seen.restarts > job.restarts
     job.state, job.reason, job.observed_at = seen.state, seen.reason, taken_at
     job.exit_code, job.signal = seen.exit_code, seen.signal

@@ -12,6 +12,7 @@ from broker.identity import Principal, Role
 from broker.identity.tables import UserRow
 from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
+from broker.runs.progress import Progress
 from broker.runs.schemas import JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
 from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow
@@ -90,7 +91,8 @@ def view_job(job: JobRow) -> JobView:
         **{
             **columns,
             "state": state,
-            "failure_class": failure_class(state),
+            "failure_class": failure_class(state, job.reason),
+            "progress": Progress.model_validate(job.progress) if job.progress else None,
             "slurm_job_name": job.name,
             "stored": job.storing,
         }

@@ -34,6 +34,7 @@ from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
 from broker.runs.cleanup import due_for_removal, remove_run_files
 from broker.runs.collection import Collector
+from broker.runs.heartbeat import Watcher
 from broker.runs.ledger import Bookkeeper
 from broker.runs.states import Gate, Phase
 from broker.runs.submission import Submitter
@@ -129,6 +130,7 @@ class ClusterWorker:
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
         interval = self._ctx.cluster(self.cluster).poll_interval_s
+        watching = self._ctx.cluster(self.cluster).watch_interval_s
         self._busy.clear()  # tasks of an earlier lease that were still queued never ran
         with ExitStack() as stack:
             submitting, collecting = (self._pool(stack, name) for name in ("submit", "collect"))
@@ -136,6 +138,7 @@ class ClusterWorker:
                 ("lease", self._ctx.settings.lease_s / 3, lambda: self._renew(lease)),
                 ("poll", interval, lambda: self._poll(tracker)),
                 ("ledger", interval, Bookkeeper(self._ctx, self.cluster, lease).tick),
+                ("watch", watching, Watcher(self._ctx, self.cluster, lease).tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
             ):
                 thread = threading.Thread(

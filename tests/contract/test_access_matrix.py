@@ -106,6 +106,8 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "GET /api/v1/runs/{run_id}/events/stream": RUN,
     "GET /api/v1/runs/{run_id}/script": RUN,
     "GET /api/v1/runs/{run_id}/components/{component}/logs": Probe(sees=of_run, of=DONE),
+    "GET /api/v1/runs/{run_id}/components/{component}/logs/lines": Probe(sees=of_run, of=DONE),
+    "GET /api/v1/runs/{run_id}/components/{component}/logs/stream": Probe(sees=of_run, of=DONE),
     "GET /api/v1/runs/{run_id}/outputs": Probe(sees=of_run, of=DONE),
     "GET /api/v1/approvals": LIST,
     "GET /api/v1/approvals/{run_id}": Probe(sees=of_run, of=LARGE),
@@ -203,7 +205,7 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "POST /api/v1/webhooks/{webhook_id}/test": Probe(sees=leaders, good=202),
     "GET /api/v1/webhooks/{webhook_id}/deliveries": HOOK,
 }
-SOCKETS = {"/api/v1/notifications/ws"}
+SOCKETS = {"/api/v1/notifications/ws", "/api/v1/runs/{run_id}/components/{component}/logs/ws"}
 
 STANDS_FOR = {
     "run_id": "run",

@@ -27,6 +27,7 @@ from broker.notifications.tables import NotificationRow, WebhookRow
 from tests.api_support import Api, codes, context
 from tests.serving import served
 
+LOG_SOCKET = "/api/v1/runs/{run_id}/components/{component}/logs/ws"
 HOOK = {"url": "https://hooks.example.org/broker"}
 PEOPLE = {
     "root": (Role.ADMIN, "default"),
@@ -401,7 +402,7 @@ def test_there_is_no_other_socket():
     """The walk over all routes sees HTTP's only: a socket checks by itself, and its tests are these."""
     routes = iter_route_contexts(make_app().routes)
     sockets = [route.path for route in routes if isinstance(route.original_route, APIWebSocketRoute)]
-    assert sockets == ["/api/v1/notifications/ws"]
+    assert set(sockets) == {"/api/v1/notifications/ws", LOG_SOCKET}
 
 
 def test_a_one_time_password_opens_no_stream(api):
