@@ -192,6 +192,11 @@ class ClusterSettings(_Section):
     )
     keep_succeeded_days: float = Field(7, ge=0, description="Days a run directory stays after success")
     keep_failed_days: float = Field(30, ge=0, description="… and after failure, cancellation or rejection")
+    prometheus_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^?#\s]+$",
+        description="Prometheus with the series of NVIDIA's dcgm-exporter: how busy GPUs are; unset: unknown",
+    )
 
 
 class S3Settings(_Section):
@@ -346,6 +351,16 @@ class NotificationSettings(_Section):
         return tuple(str(ip_network(item)) for item in value)
 
 
+class AccountingSettings(_Section):
+    """The warehouse of all jobs that the reports are made of."""
+
+    interval_s: float = Field(300, gt=0, description="Time between two looks at a cluster's accounting")
+    overlap_s: int = Field(
+        3600, ge=60, description="How late accounting may learn of a job; so much is read again each time"
+    )
+    history_days: int = Field(365, ge=0, description="How far back the first reading goes")
+
+
 class QuotaSettings(_Section):
     """What a tenant and a person may use. An admin sets one tenant's quota with `broker quota set`."""
 
@@ -360,6 +375,16 @@ class QuotaSettings(_Section):
     max_allowed_hours: float = Field(
         72, gt=0, description="Longest that a person's `max_training_hours` allows"
     )
+
+
+class ResourceSettings(_Section):
+    """What is kept of the use of clusters over time."""
+
+    sample_interval_s: float = Field(
+        300, ge=1, description="Time between two looks at the nodes that are kept; the last one always is"
+    )
+    raw_days: float = Field(7, gt=0, description="Days that each of these is kept")
+    hourly_days: float = Field(366, gt=0, description="Days that the means of hours are kept")
 
 
 class Settings(BaseSettings):
@@ -399,8 +424,14 @@ class Settings(BaseSettings):
     api: ApiSettings = Field(default_factory=ApiSettings, description="REST server")
     oidc: OidcSettings = Field(default_factory=OidcSettings, description="Single sign-on")
     quotas: QuotaSettings = Field(default_factory=QuotaSettings, description="Quotas and limits")
+    accounting: AccountingSettings = Field(
+        default_factory=AccountingSettings, description="The warehouse of all jobs"
+    )
     notifications: NotificationSettings = Field(
         default_factory=NotificationSettings, description="Telling people"
+    )
+    resources: ResourceSettings = Field(
+        default_factory=ResourceSettings, description="Use of the clusters over time"
     )
     approval: ApprovalSettings = Field(
         default_factory=ApprovalSettings, description="Thresholds above which a run waits for approval"

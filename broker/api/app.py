@@ -33,6 +33,7 @@ from broker.pipelines.upload_routes import router as uploads_router
 from broker.queueing.routes import router as queue_router
 from broker.quotas.meter import FLUSH_S, ApiMeter
 from broker.quotas.routes import router as quotas_router
+from broker.resources.routes import router as resources_router
 from broker.runs.log_routes import router as logs_router
 from broker.runs.routes import router as runs_router
 from broker.tenancy.routes import router as tenancy_router
@@ -90,6 +91,7 @@ def make_app() -> FastAPI:
         compile.router,
         uploads_router,
         clusters.router,
+        resources_router,
         tenancy_router,
         identity_router,
         sign_on_router,

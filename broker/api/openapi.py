@@ -36,6 +36,8 @@ TAGS: Final = [
     {"name": "models", "description": "Results: versions, metrics, downloads"},
     {"name": "gpu-jobs", "description": "The one-job form of a run"},
     {"name": "clusters", "description": "Where runs go"},
+    {"name": "reports", "description": "What was used, how long it waited, how it ended; down to the jobs"},
+    {"name": "resources", "description": "What the clusters have, what is used of it, now and over time"},
     {"name": "keys", "description": "API keys: for programs, instead of a password"},
     {"name": "users", "description": "Accounts (admins; a tenant's admin: the tenant's)"},
     {"name": "tenants", "description": "Who shares work, a quota and a part of the cluster"},

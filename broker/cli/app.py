@@ -21,6 +21,7 @@ from broker.cli import (
     pipelines,
     queue,
     quotas,
+    resources,
     runs,
     server,
     tenants,
@@ -75,6 +76,7 @@ admin.register(app)
 app.add_typer(tenants.app)
 app.add_typer(keys.app)
 clusters.register(app)
+resources.register(app)
 app.add_typer(audit.app)
 notifications.register(app)
 quotas.register(app)

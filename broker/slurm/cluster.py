@@ -196,7 +196,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A compute node. Memory in MiB; `load` None where slurmd has not said."""
+    """A compute node. Memory in MiB; `load` None where slurmd has not said.
+
+    `shared_gpus`: GPUs by type that jobs hold shards of; Slurm gives none of them away whole, and does not
+    count them among `used.gpus` (gres.conf(5), shard).
+    """
 
     name: str
     state: str
@@ -209,6 +213,7 @@ class Node:
     load: float | None
     reason: str
     boot: datetime | None
+    shared_gpus: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -253,7 +258,7 @@ def _node(line: str) -> Node:
     state, *flags = (re.sub(r"[^A-Z_]", "", word) for word in row["State"].split("+"))
     flags += [flag for mark, flag in _MARKS.items() if mark in row["State"]]
     total, used = parse_tres(row.get("CfgTRES", "")), parse_tres(row.get("AllocTRES", ""))
-    if not total.gpus and "gpu" in row.get("Gres", ""):  # GPUs that accounting does not track
+    if not total.gpu_types and "gpu" in row.get("Gres", ""):  # GPUs, or types, that accounting does not track
         here, taken = parse_tres(row["Gres"]), parse_tres(row.get("GresUsed", ""))
         total = replace(total, gpus=here.gpus, gpu_types=here.gpu_types)
         used = replace(used, gpus=taken.gpus, gpu_types=taken.gpu_types)
@@ -270,7 +275,22 @@ def _node(line: str) -> Node:
         load=float(load) if re.fullmatch(r"\d+(\.\d+)?", load) else None,
         reason=row.get("Reason", ""),
         boot=moment(row.get("BootTime", "")),
+        shared_gpus=_shared_gpus(row.get("GresUsed", "")),
     )
+
+
+_SHARDS = re.compile(r"shard(?::([^:,()\s]+))?:\d+\(([^()]*)\)")
+
+
+def _shared_gpus(gres_used: str) -> dict[str, int]:
+    """GPUs with a shard in use, by type ("" where the shards have none): `shard:a100:3(2/8,1/8,0/8)` names
+    used and all shards of each GPU (Slurm's gres_common.c).
+    """
+    found: dict[str, int] = {}
+    for kind, devices in _SHARDS.findall(gres_used):
+        count = sum(1 for used in re.findall(r"(\d+)/\d+", devices) if int(used))
+        found[kind] = found.get(kind, 0) + count
+    return {kind: count for kind, count in found.items() if count}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from broker.models.service import register_model
 from broker.notifications.courier import Courier
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
+from broker.resources.keeper import ResourceKeeper
 from broker.runs.cleanup import due_for_removal, remove_run_files
 from broker.runs.collection import Collector
 from broker.runs.heartbeat import Watcher
@@ -40,6 +41,7 @@ from broker.runs.states import Gate, Phase
 from broker.runs.submission import Submitter
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.tracking import Tracker
+from broker.slurm import QueueSnapshot
 from broker.worker.periodic import Periodic
 
 log = structlog.get_logger("broker.worker")
@@ -125,7 +127,14 @@ class ClusterWorker:
                 self._stop.wait(2.0)
 
     def _work(self, lease: Lease) -> None:
-        tracker = Tracker(self._ctx, self.cluster, lease, QueueKeeper(self._ctx, self.cluster, lease).keep)
+        queue = QueueKeeper(self._ctx, self.cluster, lease)
+        resources = ResourceKeeper(self._ctx, self.cluster, lease)
+
+        def keep(snapshot: QueueSnapshot) -> None:
+            resources.see(snapshot)
+            queue.keep(snapshot)
+
+        tracker = Tracker(self._ctx, self.cluster, lease, keep)
         changer = PriorityChanger(self._ctx, self.cluster, lease)
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
@@ -136,7 +145,7 @@ class ClusterWorker:
             submitting, collecting = (self._pool(stack, name) for name in ("submit", "collect"))
             for name, every, what in (
                 ("lease", self._ctx.settings.lease_s / 3, lambda: self._renew(lease)),
-                ("poll", interval, lambda: self._poll(tracker)),
+                ("poll", interval, lambda: self._poll(tracker, resources)),
                 ("ledger", interval, Bookkeeper(self._ctx, self.cluster, lease).tick),
                 ("watch", watching, Watcher(self._ctx, self.cluster, lease).tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
@@ -193,9 +202,10 @@ class ClusterWorker:
         if not leases.renew(self._ctx.db, lease, self._ctx.settings.lease_s):
             self._woken.set()
 
-    def _poll(self, tracker: Tracker) -> None:
+    def _poll(self, tracker: Tracker, resources: ResourceKeeper) -> None:
         tracker.tick()
         self._woken.set()  # what was seen to end is collected at once
+        resources.tick()
 
     def _clean(self, lease: Lease) -> None:
         """What is due now and then, and at the beginning: the bucket is there, what has had its time goes."""
