@@ -6,6 +6,8 @@ import hashlib
 import io
 import sqlite3
 import tarfile
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
@@ -20,13 +22,31 @@ from broker.notifications.courier import LEASE
 from broker.notifications.outbox import distribute
 from broker.notifications.tables import DeliveryRow
 from broker.objects.manifest import Manifest, StoredFile
+from broker.resources.samples import keep_samples, samples_of, tenants_amounts
+from broker.resources.snapshot import summarize
+from broker.resources.tables import ResourceRow
 from broker.runs.holding import plan_known
 from broker.runs.planning import Resolved, encode, make_plan
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunRow, SubmissionRow
+from broker.slurm import Node, parse_tres
+from tests.accounting import job, keep
 from tests.api_support import Api, spec
 
 OURS, THEIRS = "cherry", "blueberry"
+NODE = Node(
+    name="node-1",
+    state="MIXED",
+    flags=frozenset(),
+    partitions=("gpu",),
+    features=(),
+    total=parse_tres("cpu=64,mem=512G,gres/gpu=4,gres/gpu:a100=4"),
+    used=parse_tres("cpu=4,mem=1G,gres/gpu=2,gres/gpu:a100=2"),
+    memory_free_mib=None,
+    load=None,
+    reason="",
+    boot=None,
+)
 LARGE = {"components": {"trainer": {"gpu_count": 8}}}
 
 
@@ -51,6 +71,7 @@ class Tenant:
         self.ids: dict[str, str] = {"tenant": name, "user": self.owner, "user_id": owner_id}
         self._work()
         self._results()
+        self._accounted()
         self._around()
 
     def ask(self, method: str, path: str, who: str, body: Any = None, **more: Any) -> Any:
@@ -86,6 +107,15 @@ class Tenant:
         end_run(self.api.ctx, self.ids["done"], RunState.SUCCEEDED, JobState.COMPLETED)
         self.ids["model"] = store_results(self.api.ctx, self.ids["done"], self.name)
 
+    def _accounted(self) -> None:
+        """A job of the owner in the accounting warehouse."""
+        begun = int(utcnow().timestamp()) - 7200
+        number = int(hashlib.sha256(self.name.encode()).hexdigest()[:6], 16)
+        names = {"name": f"{self.name} job", "account": self.name, "unix_user": self.owner}
+        one = job(number, begun, user=self.owner, tenant=self.name, **names)
+        with self.api.ctx.db.write() as session:
+            keep(session, one)
+
     def _around(self) -> None:
         self.ids["key"] = self.ask("POST", "/keys", self.owner, {"name": f"{self.name} key"})["id"]
         hook = {"url": f"https://hooks.example.org/{self.name}"}
@@ -113,6 +143,35 @@ class Tenant:
             assert row is not None
             row.state, row.ended_at = "dead", utcnow()
             self.ids["delivery"] = row.id
+        self._on_a_node()
+
+    def _on_a_node(self) -> None:
+        """A job of the tenant on the node that everybody sees, and its part in the use over time."""
+        running = {
+            "job_id": 17,
+            "user": f"{self.name}-unix",
+            "partition": "gpu",
+            "state": "RUNNING",
+            "since": None,
+            "run_id": self.ids["run"],
+            "component": "trainer",
+            "tenant": self.name,
+            "owner_id": self.ids["user_id"],
+        }
+        now = utcnow()
+        with self.api.ctx.db.write() as session:
+            row = session.get(ResourceRow, "main")
+            jobs = [*(row.nodes[0]["jobs"] if row else []), running]
+            look = summarize([NODE], {}, {NODE.name: jobs})
+            amounts = {"cluster": asdict(look.cluster), "partitions": {}}
+            session.merge(
+                ResourceRow(
+                    cluster="main", taken_at=now, all_jobs=True, summary=amounts, nodes=list(look.nodes)
+                )
+            )
+            mine = tenants_amounts([(self.name, 2, 4, 1024)])
+            at = now - timedelta(minutes=len(jobs))  # one look each
+            keep_samples(session, list(samples_of("main", at, look, mine)))
 
 
 def compile_run(ctx: Context, run_id: str, tenant: str) -> None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from broker import __version__
+from broker.accounting.routes import router as reports_router
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.limits import router as limits_router
 from broker.api.middleware import JSON_LIMIT, RequestScope
@@ -92,6 +93,7 @@ def make_app() -> FastAPI:
         uploads_router,
         clusters.router,
         resources_router,
+        reports_router,
         tenancy_router,
         identity_router,
         sign_on_router,

@@ -10,6 +10,7 @@ import typer
 
 from broker import __version__
 from broker.cli import (
+    accounting,
     admin,
     approvals,
     audit,
@@ -27,6 +28,7 @@ from broker.cli import (
     tenants,
 )
 from broker.cli.output import message, report
+from broker.cli.report import register as register_report
 from broker.errors import BrokerError
 
 INTERRUPTED = 130
@@ -76,10 +78,12 @@ admin.register(app)
 app.add_typer(tenants.app)
 app.add_typer(keys.app)
 clusters.register(app)
+register_report(app)
 resources.register(app)
 app.add_typer(audit.app)
 notifications.register(app)
 quotas.register(app)
+accounting.register(app)
 server.register(app)
 
 

@@ -44,6 +44,7 @@ class Permission(StrEnum):
     QUOTAS_MANAGE = "quotas:manage"
     CLUSTERS_READ = "clusters:read"
     CLUSTERS_MANAGE = "clusters:manage"
+    REPORTS_READ = "reports:read"
     RESOURCES_READ = "resources:read"
     NOTIFICATIONS_MANAGE = "notifications:manage"
     """An admin's: every tenant's; a tenant admin's: the own tenant's."""
@@ -66,6 +67,7 @@ _VIEWER: Final = frozenset(
         Permission.QUEUE_READ,
         Permission.QUOTAS_READ,
         Permission.CLUSTERS_READ,
+        Permission.REPORTS_READ,
         Permission.RESOURCES_READ,
         Permission.TENANTS_READ,
     }

@@ -86,6 +86,7 @@ RUN = Probe(sees=of_run)
 TENANT = Probe()
 HOOK = Probe(sees=leaders)
 LIST = Probe(lists=True)
+REPORT = Probe(hidden=200, lists=True)
 DOCUMENT = json.dumps(spec(pipeline_id="new", name="new")).encode()
 DONE = {"run_id": "done"}
 LARGE = {"run_id": "large"}
@@ -142,6 +143,16 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "POST /api/v1/uploads": Probe(good=201, body=archive(), headers={"Content-Type": "application/gzip"}),
     "GET /api/v1/uploads/{upload_id}": TENANT,
     "GET /api/v1/clusters": Probe(),
+    "GET /api/v1/reports": Probe(),
+    "GET /api/v1/reports/{report}": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
+    "GET /api/v1/reports/{report}/jobs": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
+    "GET /api/v1/resources": Probe(),
+    "GET /api/v1/resources/nodes": LIST,
+    "GET /api/v1/resources/history": (
+        Probe(),
+        Probe(query="?by=tenant", lists=True),
+        Probe(query="?by=tenant&name=$tenant"),
+    ),
     "GET /api/v1/clusters/{name}/sync": CLUSTER,
     "POST /api/v1/clusters/{name}/sync": CLUSTER,
     "POST /api/v1/auth/login": Probe(good=401, body={"username": "nobody", "password": "x"}),
@@ -220,7 +231,7 @@ STANDS_FOR = {
     "delivery_id": "delivery",
     "webhook_id": "webhook",
 }
-FIXED = {"component": "trainer", "version": "1"}
+FIXED = {"component": "trainer", "version": "1", "report": "usage"}
 APP = make_app()
 ROUTES = {
     f"{method} {route.path}": declared_permission(route)

@@ -1,0 +1,319 @@
+"""What the figures of reports mean: every measure with its definition, every report with its measures. Pure.
+
+A measure is computed from sums over jobs (`Sums`), never from other figures: an efficiency is a ratio of
+sums, not a mean of ratios. What nobody measured is unknown (None), and `coverage` says of how many jobs it is
+known. The definitions are shown to readers as they stand here (sacct(1) has the fields).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.accounting.histograms import ERROR, Histogram, quantile
+
+HOUR: Final = 3600
+LOST: Final = (
+    "BOOT_FAIL",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+"""Ends (Slurm's words) whose hours count as lost. CANCELLED is not among them: somebody wanted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What was added up over jobs: numbers by name, histograms by name."""
+
+    numbers: Mapping[str, float]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.numbers.get(name) or 0.0
+
+
+Compute = Callable[[Sums, Sums], float | None]
+"""A figure from a line's sums and those of the whole report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure. `numbers` and `histograms` are the sums it needs; `covered` counts the jobs
+    that have the data, `of` those that should."""
+
+    name: str
+    unit: str
+    title: str
+    title_ko: str
+    definition: str
+    definition_ko: str
+    compute: Compute
+    numbers: tuple[str, ...] = ()
+    histograms: tuple[str, ...] = ()
+    covered: str | None = None
+    of: str = "ended"
+
+    def coverage(self, sums: Sums) -> tuple[int, int] | None:
+        """Jobs with the data, and all jobs that should have them; None where every job has them."""
+        return (int(sums[self.covered]), int(sums[self.of])) if self.covered else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report: its measures, the first of which orders the lines and is drawn as a bar."""
+
+    name: str
+    title: str
+    title_ko: str
+    by: tuple[str, ...]
+    measures: tuple[Measure, ...]
+
+
+def ratio(above: float, below: float) -> float | None:
+    """A ratio; None of nothing."""
+    return above / below if below else None
+
+
+def _hours(name: str) -> Compute:
+    return lambda sums, _: sums[name] / HOUR
+
+
+def _count(name: str) -> Compute:
+    return lambda sums, _: sums[name]
+
+
+def _ratio(above: str, below: str) -> Compute:
+    return lambda sums, _: ratio(sums[above], sums[below])
+
+
+def _share(name: str) -> Compute:
+    return lambda sums, whole: ratio(sums[name], whole[name])
+
+
+def _quantile(name: str, share: float) -> Compute:
+    return lambda sums, _: quantile(sums.histograms.get(name, {}), share)
+
+
+JOBS = Measure(
+    "jobs",
+    "jobs",
+    "Jobs",
+    "작업 수",
+    "Jobs that ended in the period; every attempt of a requeued job is one (sacct -D)",
+    "기간 안에 끝난 작업 수. 다시 대기열에 들어간 작업은 시도마다 한 건 (sacct -D)",
+    _count("ended"),
+    ("ended",),
+)
+CORE_HOURS = Measure(
+    "core_hours",
+    "h",
+    "Core hours",
+    "코어 시간",
+    "Allocated cores × elapsed time (End − Start − Suspended), cut at the period's ends",
+    "할당된 코어 수 × 경과 시간(End − Start − Suspended). 기간의 경계에서 자름",
+    _hours("core_s"),
+    ("core_s",),
+)
+GPU_HOURS = Measure(
+    "gpu_hours",
+    "h",
+    "GPU hours",
+    "GPU 시간",
+    "Allocated GPUs (AllocTRES gres/gpu, typed entries not added) × elapsed time, cut at the period's ends",
+    "할당된 GPU 수(AllocTRES gres/gpu, 종류별 항목을 더하지 않음) × 경과 시간. 기간의 경계에서 자름",
+    _hours("gpu_s"),
+    ("gpu_s",),
+)
+CORE_SHARE = Measure(
+    "core_share",
+    "ratio",
+    "Share of core hours",
+    "코어 시간 비율",
+    "Core hours / those of the whole report",
+    "코어 시간 / 보고서 전체의 코어 시간",
+    _share("core_s"),
+    ("core_s",),
+)
+GPU_SHARE = Measure(
+    "gpu_share",
+    "ratio",
+    "Share of GPU hours",
+    "GPU 시간 비율",
+    "GPU hours / those of the whole report",
+    "GPU 시간 / 보고서 전체의 GPU 시간",
+    _share("gpu_s"),
+    ("gpu_s",),
+)
+
+
+def _mean(above: str, below: str, name: str, title: tuple[str, str], meaning: tuple[str, str]) -> Measure:
+    return Measure(name, "s", *title, *meaning, _ratio(above, below), (above, below))
+
+
+WAITED = Measure(
+    "waited",
+    "jobs",
+    "Jobs begun",
+    "시작한 작업 수",
+    "Jobs that began in the period; one that was cancelled before it had a node did not begin",
+    "기간 안에 시작한 작업 수. 노드를 받기 전에 취소된 작업은 제외",
+    _count("waited"),
+    ("waited",),
+)
+MEAN_WAIT = _mean(
+    "wait_s",
+    "waited",
+    "mean_wait",
+    ("Mean wait", "평균 대기"),
+    (
+        "Contention: Σ (start − eligible) / jobs that began in the period. Slurm calls it Planned",
+        "자원 경합: Σ (시작 − 자격) / 기간 안에 시작한 작업 수. Slurm의 Planned",
+    ),
+)
+MEAN_HOLD = _mean(
+    "hold_s",
+    "held",
+    "mean_hold",
+    ("Mean time to eligible", "자격까지 평균"),
+    (
+        "Before it could be started at all (approval, dependency, hold): Σ (eligible − submit) / jobs begun",
+        "시작할 자격을 얻기까지(승인, 의존, 보류): Σ (자격 − 제출) / 시작한 작업 수",
+    ),
+)
+
+
+def _wait(name: str, share: float, title: str, title_ko: str) -> Measure:
+    return Measure(
+        name,
+        "s",
+        title,
+        title_ko,
+        f"Eligible to start (contention): {title.lower()}, nearest rank, "
+        f"from log buckets per day: at most {ERROR:.1%} off",
+        f"자격에서 시작까지(자원 경합)의 {title_ko}. 일별 로그 구간에서 계산, 오차 {ERROR:.1%} 이내",
+        _quantile("wait", share),
+        histograms=("wait",),
+    )
+
+
+WAIT_MEDIAN = _wait("wait_median", 0.5, "Median wait", "중앙값")
+WAIT_P90 = _wait("wait_p90", 0.9, "90th percentile of waits", "90 백분위")
+WAIT_P95 = _wait("wait_p95", 0.95, "95th percentile of waits", "95 백분위")
+
+CPU_EFFICIENCY = Measure(
+    "cpu_efficiency",
+    "ratio",
+    "CPU efficiency",
+    "CPU 효율",
+    "Σ TotalCPU / Σ (allocated cores × elapsed) of jobs that ended in the period: a ratio of sums, never a "
+    "mean of ratios. Killed and timed-out jobs are left out: TotalCPU lacks what their last processes used",
+    "기간 안에 끝난 작업의 Σ TotalCPU / Σ (할당 코어 × 경과 시간). 비율의 평균이 아니라 합의 비율. "
+    "강제로 끝난 작업은 TotalCPU가 일부뿐이므로 제외",
+    _ratio("cpu_used_s", "cpu_alloc_s"),
+    ("cpu_used_s", "cpu_alloc_s", "cpu_jobs", "ended"),
+    covered="cpu_jobs",
+)
+MEMORY_EFFICIENCY = Measure(
+    "memory_efficiency",
+    "ratio",
+    "Memory efficiency",
+    "메모리 효율",
+    "Σ (peak memory × elapsed) / Σ (allocated memory × elapsed) of jobs that ended in the period. The peak "
+    "is the largest step's TRESUsageInTot[mem], tasks added up as if they peaked together: an upper bound",
+    "기간 안에 끝난 작업의 Σ (최대 메모리 × 경과) / Σ (할당 메모리 × 경과). 최대 메모리는 가장 큰 스텝의 "
+    "TRESUsageInTot[mem]이므로 상한값",
+    _ratio("mem_used_mib_s", "mem_alloc_mib_s"),
+    ("mem_used_mib_s", "mem_alloc_mib_s", "mem_jobs", "ended"),
+    covered="mem_jobs",
+)
+GPU_EFFICIENCY = Measure(
+    "gpu_efficiency",
+    "ratio",
+    "GPU efficiency",
+    "GPU 효율",
+    "Σ (mean GPU utilisation × GPU seconds) / Σ GPU seconds of measured jobs that ended in the period",
+    "기간 안에 끝나고 측정된 작업의 Σ (평균 GPU 사용률 × GPU 초) / Σ GPU 초",
+    _ratio("gpu_used_s", "gpu_alloc_s"),
+    ("gpu_used_s", "gpu_alloc_s", "gpu_jobs", "gpu_ended"),
+    covered="gpu_jobs",
+    of="gpu_ended",
+)
+TIME_ACCURACY = Measure(
+    "time_accuracy",
+    "ratio",
+    "Time accuracy",
+    "시간 정확도",
+    "Σ elapsed / Σ time limit of jobs that ended in the period; UNLIMITED left out",
+    "기간 안에 끝난 작업의 Σ 경과 시간 / Σ 제한 시간. UNLIMITED 제외",
+    _ratio("limit_used_s", "limit_s"),
+    ("limit_used_s", "limit_s", "limit_jobs", "ended"),
+    covered="limit_jobs",
+)
+LOST_JOBS = Measure(
+    "lost_jobs",
+    "jobs",
+    "Jobs lost",
+    "실패한 작업 수",
+    f"Jobs that ended in the period as {', '.join(LOST)} (a cancellation is wanted, so it is no loss)",
+    f"기간 안에 {', '.join(LOST)} 상태로 끝난 작업 수 (취소는 포함하지 않음)",
+    _count("lost_jobs"),
+    ("lost_jobs",),
+)
+LOST_CORE_HOURS = Measure(
+    "lost_core_hours",
+    "h",
+    "Core hours lost",
+    "손실된 코어 시간",
+    "Core hours, cut at the period's ends, of the jobs that ended in one of the states of `lost_jobs`",
+    "`lost_jobs`의 상태로 끝난 작업의 코어 시간 (기간의 경계에서 자름)",
+    _hours("lost_core_s"),
+    ("lost_core_s",),
+)
+LOST_GPU_HOURS = Measure(
+    "lost_gpu_hours",
+    "h",
+    "GPU hours lost",
+    "손실된 GPU 시간",
+    "GPU hours, cut at the period's ends, of the jobs that ended in one of the states of `lost_jobs`",
+    "`lost_jobs`의 상태로 끝난 작업의 GPU 시간 (기간의 경계에서 자름)",
+    _hours("lost_gpu_s"),
+    ("lost_gpu_s",),
+)
+
+_USAGE: Final = (CORE_HOURS, GPU_HOURS, JOBS, CORE_SHARE, GPU_SHARE, MEAN_WAIT)
+REPORTS: Final = {
+    report.name: report
+    for report in (
+        Report("usage", "Usage", "사용량", ("tenant",), _USAGE),
+        Report("top", "Top consumers", "최다 사용자", ("user",), _USAGE),
+        Report(
+            "waits",
+            "Waits",
+            "대기 시간",
+            ("partition",),
+            (WAIT_MEDIAN, WAIT_P90, WAIT_P95, MEAN_WAIT, MEAN_HOLD, WAITED),
+        ),
+        Report("sizes", "Job sizes", "작업 크기", ("size",), (CORE_HOURS, CORE_SHARE, GPU_HOURS, JOBS)),
+        Report(
+            "outcomes",
+            "Outcomes, and the hours lost to them",
+            "결과와 손실된 시간",
+            ("outcome",),
+            (JOBS, CORE_HOURS, GPU_HOURS, LOST_JOBS, LOST_CORE_HOURS, LOST_GPU_HOURS),
+        ),
+        Report(
+            "efficiency",
+            "Efficiency",
+            "효율",
+            ("user",),
+            (CPU_EFFICIENCY, MEMORY_EFFICIENCY, GPU_EFFICIENCY, TIME_ACCURACY, CORE_HOURS, JOBS),
+        ),
+    )
+}
+"""Every report by its name, in the order in which they are listed."""

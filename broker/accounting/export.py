@@ -1,0 +1,31 @@
+"""A report as a table for spreadsheets: CSV (RFC 4180)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broker.accounting.schemas import Line, ReportView
+from broker.audit.reading import csv_text
+
+
+def csv_of(view: ReportView) -> str:
+    """One row per line, the total last: its key, its figures, and the coverage of those that need it.
+
+    The first character is a byte order mark, without which Excel takes UTF-8 for something else. What is
+    unknown is an empty field, and the total's key is one.
+    """
+    names = [measure.name for measure in view.report.measures]
+    covered = list(view.total.coverage)
+    heads = [f"{measure.name} ({measure.unit})" for measure in view.report.measures]
+    known = [part for name in covered for part in (f"{name}: jobs with data", f"{name}: jobs")]
+    rows = [_row(line, view.by, names, covered) for line in (*view.lines, view.total)]
+    return "\ufeff" + csv_text([[*view.by, *heads, *known], *rows])
+
+
+def _row(line: Line, by: Sequence[str], names: Sequence[str], covered: Sequence[str]) -> list[str]:
+    figures = [line.values[name] for name in names]
+    counts = [
+        str(count) for name in covered for count in (line.coverage[name].with_data, line.coverage[name].jobs)
+    ]
+    keys = [line.key.get(name) or "" for name in by]
+    return [*keys, *("" if value is None else f"{value:g}" for value in figures), *counts]

@@ -1,0 +1,130 @@
+"""The jobs behind a line of a report, newest submission first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from broker.accounting.definitions import HOUR, ratio
+from broker.accounting.reports import Scope, same
+from broker.accounting.schemas import JobFacts
+from broker.accounting.tables import AccountingJobRow as Job
+from broker.api.pagination import PageRequest, encode
+from broker.errors import InvalidRequest, Problem
+
+_COLUMNS: Final[Mapping[str, Any]] = {
+    "cluster": Job.cluster,
+    "tenant": Job.tenant,
+    "user": Job.user,
+    "partition": Job.partition,
+    "qos": Job.qos,
+    "gpu_type": Job.gpu_type,
+    "gpu_count": Job.gpu_count,
+    "outcome": Job.state,
+}
+_MAX_SIZE: Final = 30
+
+
+def behind(since: date, until: date, filters: Mapping[str, str], scope: Scope, *, began: bool) -> Select[Job]:
+    """The jobs of a period (days, UTC; `until` is not in it).
+
+    `began`: those that began in it (waits are theirs); else those that ran, or ended, in it.
+    """
+    first, after = _epoch(since), _epoch(until)
+    if began:
+        conditions: list[ColumnElement[bool]] = [Job.start_at >= first, Job.start_at < after]
+        conditions.append(or_(Job.node_list != "", Job.elapsed_s > 0, Job.end_at.is_(None)))
+    else:
+        last_seen = func.coalesce(Job.end_at, Job.counted_to)
+        conditions = [last_seen >= first, func.coalesce(Job.start_at, Job.end_at) < after]
+        conditions.append(or_(Job.start_at.is_not(None), Job.end_at.is_not(None)))
+    conditions += [_filter(name, value) for name, value in filters.items()]
+    if scope.tenant is not None:
+        conditions.append(Job.tenant == scope.tenant)
+    if scope.user is not None:
+        conditions.append(Job.user == scope.user)
+    return select(Job).where(and_(*conditions))
+
+
+def page_of(session: Session, query: Select[Job], page: PageRequest) -> tuple[list[JobFacts], str | None]:
+    """A page of jobs, and the next cursor."""
+    key = tuple_(Job.submit_at, Job.job_id, Job.cluster)
+    if page.after is not None:
+        query = query.where(key < _place(page.after))
+    order = (Job.submit_at.desc(), Job.job_id.desc(), Job.cluster.desc())
+    rows = session.scalars(query.order_by(*order).limit(page.limit + 1)).all()
+    shown = rows[: page.limit]
+    more = len(rows) > page.limit
+    last = shown[-1] if shown else None
+    cursor = encode(f"{last.submit_at}:{last.job_id}:{last.cluster}") if more and last else None
+    return [job_facts(row) for row in shown], cursor
+
+
+def job_facts(row: Job) -> JobFacts:
+    """A job as it is shown; what was not measured is null."""
+    return JobFacts(
+        cluster=row.cluster,
+        job_id=str(row.job_id) if row.array_id is None else f"{row.array_id}_{row.array_task}",
+        name=row.name,
+        tenant=row.tenant,
+        user=row.user,
+        partition=row.partition,
+        qos=row.qos,
+        state=row.state,
+        reason=row.reason,
+        submitted_at=_moment(row.submit_at),
+        started_at=None if row.start_at is None else _moment(row.start_at),
+        ended_at=None if row.end_at is None else _moment(row.end_at),
+        wait_s=None
+        if row.start_at is None or row.eligible_at is None
+        else max(0, row.start_at - row.eligible_at),
+        elapsed_s=row.elapsed_s,
+        cpus=row.cpus,
+        nodes=row.nodes,
+        gpus=row.gpu_count,
+        gpu_type=row.gpu_type,
+        memory_mib=row.mem_mib,
+        core_hours=round(row.cpus * row.elapsed_s / HOUR, 4),
+        gpu_hours=round(row.gpu_count * row.elapsed_s / HOUR, 4),
+        cpu_efficiency=_share(None if row.cpu_partial else row.total_cpu_s, row.cpus * row.elapsed_s),
+        memory_efficiency=_share(row.mem_in_tot_mib, row.mem_mib),
+        gpu_efficiency=_share(row.gpu_util, 100),
+        time_accuracy=_share(row.elapsed_s if row.end_at else None, row.timelimit_s),
+        runaway=row.runaway,
+        run_id=row.run_id,
+    )
+
+
+def _filter(name: str, value: str) -> ColumnElement[bool]:
+    if name != "size":
+        return same(_COLUMNS[name], value)
+    if not (value.isascii() and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_SIZE):
+        return false()
+    return and_(Job.cpus >= 2 ** int(value), Job.cpus < 2 ** (int(value) + 1))
+
+
+def _share(above: float | None, below: float | None) -> float | None:
+    value = None if above is None or below is None else ratio(above, below)
+    return None if value is None else round(value, 4)
+
+
+def _place(text: str) -> tuple[int, int, str]:
+    """The place in the list that a cursor names."""
+    submitted, _, rest = text.partition(":")
+    job, _, cluster = rest.partition(":")
+    if not (submitted.isdecimal() and job.isdecimal() and cluster):
+        detail = "The cursor is none of this list's: leave it out to begin at the first page"
+        raise InvalidRequest(detail, problems=[Problem("?cursor", "invalid_cursor", detail)])
+    return int(submitted), int(job), cluster
+
+
+def _epoch(day: date) -> int:
+    return int(datetime.combine(day, time(), UTC).timestamp())
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,262 @@
+"""Reports out of the warehouse's sums: one query of the days, one of the waits if it needs them.
+
+A line is a group of rows; its figures come from the group's sums (`definitions`). Lines are made of all
+groups and cut to the limit afterwards, so the total is the whole's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    cast,
+    extract,
+    false,
+    func,
+    select,
+)
+from sqlalchemy.orm import Session
+
+from broker.accounting.definitions import LOST, Report, Sums
+from broker.accounting.tables import AccountingDayRow, AccountingWaitRow
+from broker.identity import Principal, Role
+
+Rows = type[AccountingDayRow] | type[AccountingWaitRow]
+Key = tuple[str, ...]
+COLUMNS: Final = ("cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_count", "size", "outcome")
+"""Dimensions that are columns of the sums; each is a filter too."""
+PERIODS: Final = ("day", "week", "month", "quarter", "year")
+DIMENSIONS: Final = (*COLUMNS, *PERIODS)
+_OUTCOME: Final = "outcome"
+_WAITS: Final = {"start": ("waited", "wait_s"), "eligible": ("held", "hold_s")}
+_FROM_WAITS: Final = frozenset(name for names in _WAITS.values() for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose jobs may be seen: of this tenant, of this person; None: no bound."""
+
+    tenant: str | None = None
+    user: str | None = None
+
+    def __str__(self) -> str:
+        """What a reader is told."""
+        return f"user {self.user}" if self.user else f"tenant {self.tenant}" if self.tenant else "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for. `since` is in the period, `until` is not (days, UTC)."""
+
+    report: Report
+    since: date
+    until: date
+    by: tuple[str, ...]
+    filters: Mapping[str, str] = field(default_factory=dict)
+    sort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A line's key, by dimension, and its sums."""
+
+    key: Mapping[str, str]
+    sums: Sums
+
+
+def scope_of(principal: Principal) -> Scope:
+    """What a person may see: an admin all, who looks at the tenant the tenant's, the others their own."""
+    if principal.is_admin:
+        return Scope()
+    if principal.role in (Role.TENANT_ADMIN, Role.VIEWER):
+        return Scope(tenant=principal.tenant)
+    return Scope(tenant=principal.tenant, user=principal.username)
+
+
+def dimensions(report: Report) -> tuple[str, ...]:
+    """What a report can be split by: waits are of jobs that have begun, not of how they ended."""
+    waits = any(measure.histograms for measure in report.measures)
+    return tuple(name for name in DIMENSIONS if not (waits and name == _OUTCOME))
+
+
+def groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
+    """The sums of every group, in the order of the lines."""
+    numbers = {name for measure in wanted.report.measures for name in measure.numbers}
+    found: dict[Key, dict[str, float]] = {}
+    waits: dict[Key, dict[str, dict[str, int]]] = {}
+    sums = sorted(numbers - _FROM_WAITS)
+    if sums:
+        chosen = [_number(name).label(f"sum_{name}") for name in sums]
+        for key, row in _rows(session, AccountingDayRow, wanted, scope, chosen):
+            _add(found.setdefault(key, {}), {name: row[f"sum_{name}"] for name in sums})
+    if numbers & _FROM_WAITS and _OUTCOME not in {*wanted.by, *wanted.filters}:
+        _add_waits(session, wanted, scope, found, waits)
+    made = [
+        Group(
+            dict(zip(wanted.by, key, strict=True)),
+            Sums(found.get(key, {}), waits.get(key, {})),
+        )
+        for key in {**found, **waits}
+    ]
+    return _ordered(made, wanted)
+
+
+def whole(made: Sequence[Group]) -> Sums:
+    """The sums of all groups together."""
+    numbers: dict[str, float] = {}
+    histograms: dict[str, dict[str, int]] = {}
+    for group in made:
+        _add(numbers, group.sums.numbers)
+        for name, counts in group.sums.histograms.items():
+            _add(histograms.setdefault(name, {}), counts)
+    return Sums(numbers, histograms)
+
+
+def _add_waits(
+    session: Session,
+    wanted: Wanted,
+    scope: Scope,
+    found: dict[Key, dict[str, float]],
+    waits: dict[Key, dict[str, dict[str, int]]],
+) -> None:
+    """The waits: the bucket is one column more to group by."""
+    table = AccountingWaitRow
+    chosen: list[ColumnElement[Any]] = [
+        table.kind.label("kind"),
+        table.bucket.label("bucket"),
+        func.sum(table.jobs).label("sum_jobs"),
+        func.sum(table.wait_s).label("sum_wait_s"),
+    ]
+    for key, row in _rows(session, table, wanted, scope, chosen, (table.kind, table.bucket)):
+        jobs, seconds = _WAITS[row["kind"]]
+        _add(found.setdefault(key, {}), {jobs: row["sum_jobs"], seconds: row["sum_wait_s"]})
+        if row["kind"] == "start":
+            counts = waits.setdefault(key, {}).setdefault("wait", {})
+            _add(counts, {str(row["bucket"]): int(row["sum_jobs"])})
+
+
+def _rows(
+    session: Session,
+    table: Rows,
+    wanted: Wanted,
+    scope: Scope,
+    chosen: Sequence[ColumnElement[Any]],
+    more: Sequence[Any] = (),
+) -> list[tuple[Key, RowMapping]]:
+    parts = {f"key_{n}": part for name in wanted.by for n, part in _parts(table, name)}
+    columns = [part.label(label) for label, part in parts.items()]
+    query: Select[Any] = select(*columns, *chosen).where(_condition(table, wanted, scope))
+    rows = session.execute(query.group_by(*parts.values(), *more)).mappings()
+    return [(tuple(_label(name, row) for name in wanted.by), row) for row in rows]
+
+
+def _parts(table: Rows, name: str) -> list[tuple[str, Any]]:
+    """What a dimension is grouped by in SQL; a label is made of it in `_label`."""
+    if name in ("day", "week"):
+        return [("day", table.day)]
+    if name in PERIODS:
+        parts = ("year",) if name == "year" else ("year", "month")
+        return [(part, cast(extract(part, table.day), Integer)) for part in parts]
+    return [(name, getattr(table, name))]
+
+
+def _label(name: str, row: RowMapping) -> str:
+    if name in ("day", "week"):
+        return period_name(name, row["key_day"])
+    if name in PERIODS:
+        return period_name(name, date(row["key_year"], row["key_month"] if name != "year" else 1, 1))
+    return str(row[f"key_{name}"])
+
+
+def _condition(table: Rows, wanted: Wanted, scope: Scope) -> ColumnElement[bool]:
+    conditions: list[ColumnElement[bool]] = [table.day >= wanted.since, table.day < wanted.until]
+    for name, value in wanted.filters.items():
+        conditions.append(same(getattr(table, name), value))
+    if scope.tenant is not None:
+        conditions.append(table.tenant == scope.tenant)
+    if scope.user is not None:
+        conditions.append(table.user == scope.user)
+    return and_(*conditions)
+
+
+def same(column: Any, value: str) -> ColumnElement[bool]:
+    """Whether a column has the value that a filter names; a number is compared as one."""
+    if not isinstance(column.type, Integer):
+        return column == value  # type: ignore[no-any-return]
+    return column == int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else false()
+
+
+def _number(name: str) -> ColumnElement[Any]:
+    """The sum that a name stands for."""
+    days = AccountingDayRow
+    lost = days.outcome.in_(LOST)
+    special: dict[str, ColumnElement[Any]] = {
+        "lost_jobs": case((lost, days.ended), else_=0),
+        "lost_core_s": case((lost, days.core_s), else_=0),
+        "lost_gpu_s": case((lost, days.gpu_s), else_=0),
+        "gpu_ended": case((days.gpu_count > 0, days.ended), else_=0),
+    }
+    return func.sum(special[name] if name in special else getattr(days, name))
+
+
+def _add(into: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for name, value in part.items():
+        into[name] = into.get(name, 0) + (int(value) if value is not None else 0)
+
+
+def _ordered(made: Sequence[Group], wanted: Wanted) -> list[Group]:
+    """By time where time is asked for, else the most first; what is unknown comes last."""
+    if any(name in PERIODS for name in wanted.by) and wanted.sort is None:
+        return sorted(made, key=lambda group: tuple(group.key.values()))
+    measures = {measure.name: measure for measure in wanted.report.measures}
+    first = measures[wanted.sort] if wanted.sort else wanted.report.measures[0]
+    total = whole(made)
+    figure: Callable[[Group], float | None] = lambda group: first.compute(group.sums, total)  # noqa: E731
+
+    def order(group: Group) -> tuple[bool, float, tuple[str, ...]]:
+        value = figure(group)
+        return value is None, -(value or 0), tuple(group.key.values())
+
+    return sorted(made, key=order)
+
+
+def period_name(name: str, day: date) -> str:
+    """The name of the day, ISO week, month, quarter or year that a day is in; names sort by time.
+
+    >>> [period_name(one, date(2026, 1, 1)) for one in PERIODS]
+    ['2026-01-01', '2026-W01', '2026-01', '2026-Q1', '2026']
+    """
+    if name == "week":
+        year, week, _ = day.isocalendar()
+        return f"{year}-W{week:02d}"
+    quarter = f"{day.year}-Q{(day.month + 2) // 3}"
+    return {"day": f"{day}", "month": f"{day:%Y-%m}", "quarter": quarter, "year": f"{day.year}"}[name]
+
+
+def period_bounds(name: str, label: str) -> tuple[date, date]:
+    """The first day of a named period, and the first day after it.
+
+    >>> period_bounds("quarter", "2026-Q4") == (date(2026, 10, 1), date(2027, 1, 1))
+    True
+    """
+    if name == "day":
+        first = date.fromisoformat(label)
+        return first, first + timedelta(days=1)
+    if name == "week":
+        first = date.fromisocalendar(int(label[:4]), int(label[-2:]), 1)
+        return first, first + timedelta(days=7)
+    year = int(label[:4])
+    if name == "year":
+        return date(year, 1, 1), date(year + 1, 1, 1)
+    first_month, months = (int(label[-2:]), 1) if name == "month" else (int(label[-1]) * 3 - 2, 3)
+    after = first_month + months
+    return date(year, first_month, 1), date(year + after // 13, (after - 1) % 12 + 1, 1)

@@ -1,0 +1,140 @@
+"""Reports over HTTP: period, dimensions and filters stand in the address, so a report can be linked to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from broker.accounting.definitions import REPORTS, Report
+from broker.accounting.export import csv_of
+from broker.accounting.jobs import behind, page_of
+from broker.accounting.reports import Wanted, dimensions, scope_of
+from broker.accounting.schemas import JobFacts, ReportList, ReportView
+from broker.accounting.views import describe, view_report
+from broker.api.pagination import Page, PageParams
+from broker.api.security import Ctx, requires
+from broker.db import utcnow
+from broker.errors import InvalidRequest, NotFound, Problem
+from broker.identity import Permission, Principal
+
+router = APIRouter(prefix="/reports", tags=["reports"])
+Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
+MAX_LINES = 10_000
+_MAX_BY = 4
+_DAYS = 30
+_Filter = Annotated[str | None, Query(max_length=255)]
+_EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
+
+
+async def wanted_report(
+    report: str,
+    since: Annotated[date | None, Query(description="First day (UTC); unset: 30 days before `until`")] = None,
+    until: Annotated[
+        date | None, Query(description="First day (UTC) not in it; unset: tomorrow, so today is in it")
+    ] = None,
+    cluster: _Filter = None,
+    tenant: _Filter = None,
+    user: _Filter = None,
+    partition: _Filter = None,
+    qos: _Filter = None,
+    gpu_type: _Filter = None,
+    gpu_count: _Filter = None,
+    size: Annotated[str | None, Query(max_length=2, description="CPUs per job as a power of two")] = None,
+    outcome: Annotated[str | None, Query(max_length=32, description="Slurm's state")] = None,
+) -> Wanted:
+    """What a request asks for, but for how it is split; raises `InvalidRequest` or `NotFound`."""
+    found = REPORTS.get(report)
+    if found is None:
+        raise NotFound(f"There is no report {report[:64]!r}; there are: {', '.join(REPORTS)}")
+    given = {
+        "cluster": cluster,
+        "tenant": tenant,
+        "user": user,
+        "partition": partition,
+        "qos": qos,
+        "gpu_type": gpu_type,
+        "gpu_count": gpu_count,
+        "size": size,
+        "outcome": outcome,
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
+    _check_dimensions(found, list(filters), "")
+    after = until or utcnow().date() + timedelta(days=1)
+    first = since or after - timedelta(days=_DAYS)
+    if not _EARLIEST <= first < after <= _LATEST:
+        _refuse("?since", "invalid_period", f"{first} to {after} is no period: name a since before until")
+    return Wanted(found, first, after, found.by, filters)
+
+
+Asked = Annotated[Wanted, Depends(wanted_report)]
+
+
+@router.get("")
+def list_reports(principal: Reader) -> ReportList:
+    """The reports there are, with the definition of every figure."""
+    return ReportList(items=[describe(report) for report in REPORTS.values()])
+
+
+@router.get(
+    "/{report}",
+    response_model=ReportView,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+def show_report(
+    ctx: Ctx,
+    principal: Reader,
+    asked: Asked,
+    by: Annotated[list[str] | None, Query(max_length=_MAX_BY, description="Dimensions, in order")] = None,
+    sort: Annotated[
+        str | None, Query(max_length=32, description="Measure that orders the lines, most first")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000,
+    format: Annotated[Literal["json", "csv"], Query()] = "json",
+) -> ReportView | Response:
+    """A report over a period, for the jobs one may see: all (admins), the tenant's, or one's own.
+
+    With a time among the dimensions the lines are in its order, else the most first.
+    """
+    chosen = tuple(dict.fromkeys(by or asked.by))
+    _check_dimensions(asked.report, chosen, "/by")
+    measures = [measure.name for measure in asked.report.measures]
+    if sort is not None and sort not in measures:
+        _refuse(
+            "?sort", "unknown_measure", f"There is no measure {sort!r} here; there are: {', '.join(measures)}"
+        )
+    wanted = replace(asked, by=chosen, sort=sort)
+    with ctx.db.read() as session:
+        view = view_report(session, wanted, scope_of(principal), limit)
+    if format == "json":
+        return view
+    name = f"{wanted.report.name}-{wanted.since}-{wanted.until}.csv"
+    return Response(
+        csv_of(view),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+@router.get("/{report}/jobs")
+def list_report_jobs(ctx: Ctx, principal: Reader, asked: Asked, page: PageParams) -> Page[JobFacts]:
+    """The jobs behind a report or a line of it (`jobs_url`), newest submission first."""
+    began = any(measure.histograms for measure in asked.report.measures)
+    query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began)
+    with ctx.db.read() as session:
+        items, cursor = page_of(session, query, page)
+    return Page[JobFacts](items=items, next_cursor=cursor)
+
+
+def _check_dimensions(report: Report, names: list[str] | tuple[str, ...], pointer: str) -> None:
+    known = dimensions(report)
+    for name in names:
+        if name not in known:
+            detail = f"{report.name} has no dimension {name!r}; it has: {', '.join(known)}"
+            _refuse("?by" if pointer else f"?{name}", "unknown_dimension", detail)
+
+
+def _refuse(pointer: str, code: str, detail: str) -> None:
+    raise InvalidRequest(detail, problems=[Problem(pointer, code, detail)])

@@ -1,0 +1,128 @@
+"""A report as the API shows it: lines with figures, their definitions, coverage and the way to the jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from urllib.parse import urlencode
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.accounting.definitions import Report, Sums
+from broker.accounting.histograms import ERROR
+from broker.accounting.reports import (
+    PERIODS,
+    Group,
+    Scope,
+    Wanted,
+    dimensions,
+    groups,
+    period_bounds,
+    whole,
+)
+from broker.accounting.schemas import (
+    Coverage,
+    Line,
+    MeasureView,
+    ReportDescription,
+    ReportView,
+    Source,
+)
+from broker.accounting.tables import AccountingCursorRow
+
+ROOT = "/api/v1/reports"
+_DIGITS = 6
+
+
+def describe(report: Report) -> ReportDescription:
+    """A report and the definitions of its figures."""
+    return ReportDescription(
+        name=report.name,
+        title=report.title,
+        title_ko=report.title_ko,
+        dimensions=dimensions(report),
+        default_by=report.by,
+        measures=[
+            MeasureView(
+                name=one.name,
+                unit=one.unit,
+                title=one.title,
+                title_ko=one.title_ko,
+                definition=one.definition,
+                definition_ko=one.definition_ko,
+            )
+            for one in report.measures
+        ],
+    )
+
+
+def view_report(session: Session, wanted: Wanted, scope: Scope, limit: int | None) -> ReportView:
+    """A report; at most `limit` lines (None: all), the total is of all."""
+    made = groups(session, wanted, scope)
+    total = whole(made)
+    shown = made if limit is None else made[:limit]
+    return ReportView(
+        report=describe(wanted.report),
+        since=wanted.since,
+        until=wanted.until,
+        by=wanted.by,
+        filters=dict(wanted.filters),
+        scope=str(scope),
+        lines=[_line(wanted, group, total) for group in shown],
+        left_out=len(made) - len(shown),
+        total=_line(wanted, Group({}, total), total),
+        quantile_error=round(ERROR, 3),
+        sources=_sources(session),
+        url=_url(wanted),
+    )
+
+
+def _line(wanted: Wanted, group: Group, total: Sums) -> Line:
+    values: dict[str, float | None] = {}
+    coverage: dict[str, Coverage] = {}
+    for measure in wanted.report.measures:
+        value = measure.compute(group.sums, total)
+        values[measure.name] = None if value is None else round(value, _DIGITS)
+        known = measure.coverage(group.sums)
+        if known is not None:
+            coverage[measure.name] = Coverage(with_data=known[0], jobs=known[1])
+    return Line(key=dict(group.key), values=values, coverage=coverage, jobs_url=_jobs_url(wanted, group.key))
+
+
+def _jobs_url(wanted: Wanted, key: Mapping[str, str]) -> str:
+    """The address of the jobs behind a line: its key as filters, its period cut out of the report's."""
+    since, until = wanted.since, wanted.until
+    filters = dict(wanted.filters)
+    for name, value in key.items():
+        if name in PERIODS:
+            first, after = period_bounds(name, value)
+            since, until = max(since, first), min(until, after)
+        else:
+            filters[name] = value
+    return f"{ROOT}/{wanted.report.name}/jobs?" + _query(since, until, filters)
+
+
+def _url(wanted: Wanted) -> str:
+    more = [("by", name) for name in wanted.by] + ([("sort", wanted.sort)] if wanted.sort else [])
+    return (
+        f"{ROOT}/{wanted.report.name}?{_query(wanted.since, wanted.until, wanted.filters)}&{urlencode(more)}"
+    )
+
+
+def _query(since: date, until: date, filters: Mapping[str, str]) -> str:
+    return urlencode([("since", f"{since}"), ("until", f"{until}"), *sorted(filters.items())])
+
+
+def _sources(session: Session) -> list[Source]:
+    """How far each cluster was read."""
+    cursors = session.scalars(select(AccountingCursorRow).order_by(AccountingCursorRow.cluster))
+    return [
+        Source(
+            cluster=row.cluster,
+            complete_until=datetime.fromtimestamp(row.settled_to, UTC),
+            read_until=datetime.fromtimestamp(row.read_to, UTC),
+            trouble=row.trouble is not None,
+        )
+        for row in cursors
+    ]

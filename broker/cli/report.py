@@ -1,0 +1,276 @@
+"""Reports in a terminal: a table with a bar for the first figure, what the figures mean, how old they are."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from broker.cli.options import Json, api, examples
+from broker.cli.output import emit, harmless, table, when
+from broker.errors import InvalidRequest
+
+BAR: Final = 24
+"""Cells of the longest bar."""
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+_LAST: Final = ("day", "week", "month", "quarter", "year")
+_FILTERS: Final = (
+    "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome"
+)
+
+
+def report(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A report; without one: which there are.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="DIMENSION", help="How to split it: `tenant`, `month`, …; repeatable."),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--last", metavar="PERIOD", help=f"The last whole one (UTC): {', '.join(_LAST)}."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DATE", help="First day (UTC): `2026-11-01`.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="DATE", help="First day that is not in it any more.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="NAME=VALUE", help=f"Only these jobs; repeatable. {_FILTERS}."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="FIGURE", help="Most of this first; it gets the bars.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=10_000, help="Show at most this many.")
+    ] = 20,
+    jobs: Annotated[bool, typer.Option("--jobs", help="The jobs behind it, newest first.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each figure means.")] = False,
+    csv: Annotated[
+        str | None, typer.Option("--csv", metavar="FILE", help="Write it as CSV; `-` is standard output.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was used, how long it waited, how it ended and how well it was used, from Slurm's accounting.
+
+    Everybody sees their own jobs, a tenant's admins and viewers the tenant's, an admin all.
+    """
+    if name is None:
+        _show_list(ctx, as_json)
+        return
+    period = _period(last, since, until)
+    asked: dict[str, Any] = period | _filters(where or []) | {"by": by or None, "sort": sort, "limit": limit}
+    if csv is not None:
+        _save(ctx, name, asked, csv, as_json)
+    elif jobs:
+        _show_jobs(ctx, name, asked, limit, as_json)
+    else:
+        with api(ctx) as client:
+            found = client.get(f"/reports/{name}", **asked)
+        emit(found, lambda: _shown(found, sort, explain), as_json=as_json)
+
+
+def last_whole(period: str, today: date) -> tuple[date, date]:
+    """The last whole period (UTC) before today's: its first day, and the first day after it.
+
+    >>> [f"{day}" for day in last_whole("quarter", date(2026, 1, 3))]
+    ['2025-10-01', '2026-01-01']
+    """
+    if period == "day":
+        return today - timedelta(days=1), today
+    if period == "week":
+        monday = today - timedelta(days=today.weekday())
+        return monday - timedelta(days=7), monday
+    months = {"month": 1, "quarter": 3, "year": 12}[period]
+    count = (today.year * 12 + today.month - 1) // months * months
+    after, first = (date(at // 12, at % 12 + 1, 1) for at in (count, count - months))
+    return first, after
+
+
+def bar(value: float | None, largest: float) -> str:
+    """A bar of eighths of a cell; anything above nothing is seen.
+
+    >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1)
+    (True, '', '', '▏')
+    """
+    if not value or value < 0 or largest <= 0:
+        return ""
+    eighths = max(1, round(BAR * 8 * min(value / largest, 1)))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A figure for people; unknown is a question mark, never 0.
+
+    >>> figure(None, "h"), figure(0.4567, "ratio"), figure(5400, "s"), figure(1234.56, "h"), figure(3, "jobs")
+    ('?', '45.7 %', '1.5 h', '1,234.6', '3')
+    """
+    if value is None:
+        return "?"
+    if unit == "ratio":
+        return f"{100 * value:.1f} %"
+    if unit == "s":
+        scale, word = next(
+            (scale, word)
+            for scale, word in ((86_400, "d"), (3600, "h"), (60, "min"), (0, "s"))
+            if value >= scale
+        )
+        return f"{value / (scale or 1):.3g} {word}"
+    return f"{value:,.0f}" if unit == "jobs" else f"{value:,.1f}"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    lines = (
+        "broker report",
+        "broker report usage --by tenant --last month",
+        "broker report waits --by partition --by gpu_type --since 2026-11-01",
+        "broker report outcomes --where tenant=team-a --jobs",
+        "broker report usage --by user --last quarter --csv usage.csv",
+    )
+    root.command(epilog=examples(*lines))(report)
+
+
+def _show_list(ctx: typer.Context, as_json: bool) -> None:
+    with api(ctx) as client:
+        found = client.get("/reports")
+    rows = (
+        (
+            one["name"],
+            one["title"],
+            one["title_ko"],
+            ", ".join(measure["name"] for measure in one["measures"]),
+        )
+        for one in found["items"]
+    )
+    emit(found, lambda: table(("REPORT", "WHAT", "", "FIGURES"), rows, empty="No reports"), as_json=as_json)
+
+
+def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int, as_json: bool) -> None:
+    filters = {key: value for key, value in asked.items() if key not in ("by", "sort", "limit")}
+    with api(ctx) as client:
+        items = list(client.pages(f"/reports/{name}/jobs", limit, **filters))
+    columns = (
+        "JOB",
+        "USER",
+        "TENANT",
+        "PARTITION",
+        "STATE",
+        "SUBMITTED",
+        "WAITED>",
+        "CORE H>",
+        "GPU H>",
+        "CPU>",
+        "MEM>",
+    )
+    rows = (
+        (
+            one["job_id"],
+            one["user"],
+            one["tenant"],
+            one["partition"],
+            one["state"],
+            when(one["submitted_at"]),
+            figure(one["wait_s"], "s"),
+            figure(one["core_hours"], "h"),
+            figure(one["gpu_hours"], "h"),
+            figure(one["cpu_efficiency"], "ratio"),
+            figure(one["memory_efficiency"], "ratio"),
+        )
+        for one in items
+    )
+    emit(items, lambda: table(columns, rows, empty="No jobs"), as_json=as_json)
+
+
+def _save(ctx: typer.Context, name: str, asked: dict[str, Any], target: str, as_json: bool) -> None:
+    if target == "-" and as_json:
+        raise InvalidRequest("With --json the CSV needs a place of its own: name it with --csv FILE")
+    wanted = asked | {"format": "csv", "limit": 10_000}
+    with api(ctx) as client:
+        chunks: list[bytes] = []
+        count = client.save(f"/reports/{name}", chunks.append, **wanted)
+    if target == "-":
+        sys.stdout.buffer.write(b"".join(chunks))
+        sys.stdout.flush()
+        return
+    try:
+        Path(target).write_bytes(b"".join(chunks))
+    except OSError as error:
+        raise InvalidRequest(f"{target} can't be written: {error.strerror}") from None
+    emit({"path": target, "bytes": count}, lambda: f"Wrote {target} ({count} bytes).", as_json=as_json)
+
+
+def _period(last: str | None, since: str | None, until: str | None) -> dict[str, str | None]:
+    if last is None:
+        return {"since": since, "until": until}
+    if since or until:
+        raise InvalidRequest("--last names the whole period: leave out --since and --until")
+    if last not in _LAST:
+        raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(_LAST)}")
+    first, after = last_whole(last, datetime.now(UTC).date())
+    return {"since": f"{first}", "until": f"{after}"}
+
+
+def _filters(words: list[str]) -> dict[str, str]:
+    found = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or name not in {one.split()[0] for one in _FILTERS.split(", ")}:
+            raise InvalidRequest(f"--where {word}: write NAME=VALUE; names are: {_FILTERS}")
+        found[name] = value
+    return found
+
+
+def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> RenderableType:
+    measures = found["report"]["measures"]
+    first = sort or measures[0]["name"]
+    largest = max((line["values"][first] or 0 for line in found["lines"]), default=0)
+    lines = [(line, bar(line["values"][first], largest)) for line in found["lines"]]
+    rows = [
+        (*(line["key"][name] for name in found["by"]), Text(drawn, style="cyan"), *_figures(line, measures))
+        for line, drawn in lines
+    ]
+    if rows:
+        blank = [""] * (len(found["by"]) - 1)
+        rows.append((Text("total", style="bold"), *blank, "", *_figures(found["total"], measures)))
+    heads = (*(name.upper() for name in found["by"]), "", *(f"{one['title'].upper()}>" for one in measures))
+    parts: list[RenderableType] = [
+        Text(harmless(_headline(found)), style="bold"),
+        table(heads, rows, empty="No jobs in this period, or none that you may see."),
+    ]
+    if explain:
+        rows_ = ((one["title"], one["definition"], one["definition_ko"]) for one in measures)
+        parts.append(table(("FIGURE", "WHAT IT MEANS", ""), rows_, empty=""))
+    return Group(*parts, Text(harmless("\n".join(_notes(found))), style="bright_black"))
+
+
+def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
+    """The figures; with the share of the jobs that have the data where that is not all."""
+    shown = []
+    for one in measures:
+        text, known = figure(line["values"][one["name"]], one["unit"]), line["coverage"].get(one["name"])
+        partial = known and 0 < known["with_data"] < known["jobs"]
+        shown.append(f"{text} (of {known['with_data']}/{known['jobs']})" if partial else text)
+    return shown
+
+
+def _headline(found: dict[str, Any]) -> str:
+    return f"{found['report']['title']}, {found['since']} to {found['until']} (UTC), {found['scope']}"
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    notes = [f"{found['left_out']} more lines; see --limit"] if found["left_out"] else []
+    for one in found["sources"]:
+        age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()
+        late = "; the last look failed" if one["trouble"] else ""
+        notes.append(f"{one['cluster']}: complete up to {figure(max(age, 0), 's')} ago{late}")
+    return notes or ["Nothing was read from Slurm's accounting yet"]
