@@ -113,6 +113,27 @@ SLURM_SECONDS: Final = Histogram(
 SLURM_ERRORS: Final = Counter(
     "broker_slurm_errors_total", "Calls to a cluster that failed, by error", ["cluster", "operation", "code"]
 )
+ACCOUNTING_READ_TO: Final = Gauge(
+    "broker_accounting_timestamp_seconds",
+    "Up to when a cluster's accounting was read, Unix time: the collector's lag is the time since",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
+ACCOUNTING_JOBS: Final = Counter(
+    "broker_accounting_jobs_total", "Jobs that accounting told of, again ones included", ["cluster"]
+)
+ACCOUNTING_BAD_ROWS: Final = Counter(
+    "broker_accounting_bad_rows_total", "Rows of accounting that were not understood", ["cluster"]
+)
+ACCOUNTING_FAILURES: Final = Counter(
+    "broker_accounting_failures_total", "Looks at accounting that failed, by error", ["cluster", "code"]
+)
+ACCOUNTING_RUNAWAYS: Final = Gauge(
+    "broker_accounting_runaways",
+    "Jobs without an end that are not in the queue",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
 AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")

@@ -18,10 +18,11 @@ from broker.db import Base, JsonType, UTCDateTime
 class AccountingJobRow(Base):
     """One attempt of one job. A requeue submits anew, and ids are recycled: the submit time is in the key.
 
-    `tenant`: the run's, else the one of the account. `user`: the person's name with the broker, `CLUSTER:NAME`
-    for a Unix account (`unix_user`) that no person has. `run_id`: the broker's run, null for others' jobs.
-    `tasks`: elements of an array that wait together in one row, else 1. `partition` of a pending job may name
-    several. `state`: Slurm's word. `gpu_type`: "" without GPUs or where unknown, `mixed` for several.
+    `tenant`: the run's, else the one of the account. `user`: the person's name with the broker, else
+    `CLUSTER:NAME` for a Unix account (`unix_user`) that no person has. `run_id`: the broker's run,
+    null for others' jobs. `tasks`: elements of an array that wait together in one row, else 1. `partition` of
+    a pending job may name several. `state`: Slurm's word. `gpu_type`: "" without GPUs or where unknown,
+    `mixed` for several.
     `mem_mib`, `cpus`, `gpu_count`, `billing`: allocated over all nodes (`cpus` of a pending job: asked for).
     `timelimit_s` null: unlimited. `total_cpu_s`, `max_rss_mib`, `mem_in_tot_mib` (max over steps), `gpu_util`
     (per cent, mean over GPUs), `energy_j`: null is "no data", never 0. `cpu_partial`: the job was ended from

@@ -244,12 +244,15 @@ class SlurmClient:
         return command.parse(done)
 
     def _account(self, command: Accounting) -> tuple[AccountingJob, ...]:
-        """One sacct at a time: each costs slurmdbd a scan of its tables."""
+        return self.sacct(command)[0]
+
+    def sacct(self, command: Command[T], extra_s: float = 0.0) -> T:
+        """Ask accounting. One sacct at a time: each costs slurmdbd a scan of its tables."""
         began = time.monotonic()
         if not self._one_sacct.acquire(timeout=self._timeout_s):
             raise Unreachable(f"{self._host.name}: sacct was busy for {time.monotonic() - began:.0f} s")
         try:
-            return self._ask(command)[0]
+            return self._ask(command, extra_s)
         finally:
             self._one_sacct.release()
 

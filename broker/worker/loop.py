@@ -21,6 +21,7 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
+from broker.accounting.ingest import Ingester
 from broker.approvals.service import expire
 from broker.audit import sealing
 from broker.context import Context
@@ -138,6 +139,7 @@ class ClusterWorker:
         changer = PriorityChanger(self._ctx, self.cluster, lease)
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
+        ingester = Ingester(self._ctx, self.cluster, lease, goes_on=lambda: self._holds(lease))
         interval = self._ctx.cluster(self.cluster).poll_interval_s
         watching = self._ctx.cluster(self.cluster).watch_interval_s
         self._busy.clear()  # tasks of an earlier lease that were still queued never ran
@@ -148,6 +150,7 @@ class ClusterWorker:
                 ("poll", interval, lambda: self._poll(tracker, resources)),
                 ("ledger", interval, Bookkeeper(self._ctx, self.cluster, lease).tick),
                 ("watch", watching, Watcher(self._ctx, self.cluster, lease).tick),
+                ("accounting", self._ctx.settings.accounting.interval_s, ingester.tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
             ):
                 thread = threading.Thread(

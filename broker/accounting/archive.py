@@ -1,0 +1,267 @@
+"""The warehouse's rows: stored once per key, replaced when they changed, their days' sums with them.
+
+Everything here runs within the caller's transaction, so rows, sums and cursor never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Table, delete, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from broker.accounting.buckets import SUMS, Sums
+from broker.accounting.sacct import JobRecord
+from broker.accounting.tables import (
+    AccountingCursorRow,
+    AccountingDayRow,
+    AccountingJobRow,
+    AccountingWaitRow,
+)
+from broker.accounting.windows import Cursor
+from broker.db.locks import exclusive
+from broker.identity.tables import UserRow
+from broker.runs.tables import JobRow, RunRow
+
+_PAGE = 2000
+_JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
+_DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
+_WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
+_CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
+_COLUMNS = tuple(field.name for field in fields(JobRecord))
+_COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
+_KEPT = ("total_cpu_s", "max_rss_mib", "mem_in_tot_mib", "gpu_util", "energy_j")
+"""What comes from the steps: Slurm purges those earlier than jobs (`PurgeStepAfter`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Whose an account's jobs are: `default_account` is the Slurm account of the tenant `default`."""
+
+    cluster: str
+    default_account: str | None
+
+
+def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types: Mapping[str, str]) -> int:
+    """Store jobs (none twice) and what they change in the sums; how many were new or different.
+
+    `gpu_types`: by node list, for jobs whose TRES name no type.
+    """
+    exclusive(session, f"accounting {people.cluster}")
+    known = _known(session, people.cluster, jobs)
+    fresh = [job for job in jobs if _differs(known.get((job.job_id, job.submit_at)), job)]
+    if not fresh:
+        return 0
+    runs, names = _runs(session, people.cluster, fresh), _names(session)
+    sums, rows = Sums(), []
+    for job in fresh:
+        before = known.get((job.job_id, job.submit_at))
+        row = {name: getattr(job, name) for name in _COLUMNS}
+        row |= {"cluster": people.cluster, "runaway": False}
+        row["gpu_type"] = job.gpu_type or gpu_types.get(job.node_list, "") if job.gpu_count else ""
+        run = runs.get(job.name)
+        ours = run is not None and run[0] in {job.job_id, job.array_id}
+        row["run_id"] = run[1] if run and ours else None
+        row["tenant"] = run[2] if run and ours else _tenant(people, job.account)
+        unix_name = names.get(job.unix_user, f"{people.cluster}:{job.unix_user}")
+        row["user"] = run[3] if run and ours else unix_name
+        _keep(row, before)
+        row["counted_to"] = _counted_to(job, before)
+        if before is not None:
+            sums.add(before, -1)
+        sums.add(row)
+        rows.append(row)
+    _upsert(session, _JOBS, rows)
+    add_sums(session, people.cluster, sums)
+    return len(rows)
+
+
+def _known(
+    session: Session, cluster: str, jobs: Iterable[JobRecord]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    ids = sorted({job.job_id for job in jobs})
+    query = select(*_COUNTED).where(_JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids))
+    return {(row["job_id"], row["submit_at"]): dict(row) for row in session.execute(query).mappings()}
+
+
+def _differs(before: Mapping[str, Any] | None, job: JobRecord) -> bool:
+    return before is None or before["digest"] != job.digest
+
+
+def _tenant(people: People, account: str) -> str:
+    return "default" if account == people.default_account else account
+
+
+def _keep(row: dict[str, Any], before: Mapping[str, Any] | None) -> None:
+    """What Slurm has purged since stays."""
+    for name in _KEPT if before is not None else ():
+        if row[name] is None:
+            row[name] = before[name] if before else None
+
+
+def _counted_to(job: JobRecord, before: Mapping[str, Any] | None) -> int | None:
+    """Up to where a job's use counts: its end; while it has none, up to when it was last seen to run."""
+    if job.start_at is None:
+        return None
+    if job.end_at is not None:
+        return max(job.end_at, job.start_at)
+    seen = before["counted_to"] if before and before["start_at"] == job.start_at else None
+    return max(seen or job.start_at, job.start_at)
+
+
+def _runs(
+    session: Session, cluster: str, jobs: Iterable[JobRecord]
+) -> dict[str, tuple[int | None, str, str, str]]:
+    """(Slurm id, run, tenant, user name) by job name: the broker's own jobs. Anyone may use their names:
+    the id has to fit as well.
+    """
+    names = sorted({job.name for job in jobs})
+    query = (
+        select(JobRow.name, JobRow.slurm_job_id, RunRow.id, RunRow.tenant, UserRow.username)
+        .join(RunRow, RunRow.id == JobRow.run_id)
+        .join(UserRow, UserRow.id == RunRow.owner_id)
+        .where(RunRow.cluster == cluster, JobRow.name.in_(names))
+    )
+    return {name: (number, run, tenant, user) for name, number, run, tenant, user in session.execute(query)}
+
+
+def _names(session: Session) -> dict[str, str]:
+    """Unix account to person's name."""
+    query = select(UserRow.unix_account, UserRow.username).where(UserRow.unix_account.is_not(None))
+    return {str(account): name for account, name in session.execute(query)}
+
+
+def count_up_to(session: Session, cluster: str, keys: Sequence[tuple[int, int]], now: int) -> None:
+    """Count the use of running jobs that are in the queue up to `now`; they are no runaways."""
+    exclusive(session, f"accounting {cluster}")
+    sums, changed = Sums(), []
+    for before in _open_rows(session, cluster, keys):
+        counted = max(before["counted_to"] or 0, now) if before["start_at"] is not None else None
+        row = before | {"counted_to": counted, "runaway": False}
+        sums.add(before, -1)
+        sums.add(row)
+        changed.append(
+            {name: row[name] for name in ("cluster", "job_id", "submit_at", "counted_to", "runaway")}
+        )
+    if changed:
+        session.execute(update(AccountingJobRow), changed)
+        add_sums(session, cluster, sums)
+
+
+def flag_runaways(session: Session, cluster: str, keys: Sequence[tuple[int, int]]) -> int:
+    """Flag those of `keys` that still have no end; how many the cluster has in all. Their use stays where it
+    was when they were last seen.
+    """
+    for before in _open_rows(session, cluster, keys):
+        key = (before["cluster"], before["job_id"], before["submit_at"])
+        session.execute(
+            update(_JOBS)
+            .where(tuple_(_JOBS.c.cluster, _JOBS.c.job_id, _JOBS.c.submit_at) == key)
+            .values(runaway=True)
+        )
+    counted = select(func.count()).where(_JOBS.c.cluster == cluster, _JOBS.c.runaway)
+    return session.scalar(counted) or 0
+
+
+def _open_rows(session: Session, cluster: str, keys: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    wanted, ids = set(keys), sorted({job_id for job_id, _ in keys})
+    query = select(*_COUNTED).where(
+        _JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids), _JOBS.c.end_at.is_(None)
+    )
+    for row in session.execute(query).mappings().all():
+        if (row["job_id"], row["submit_at"]) in wanted:
+            yield dict(row)
+
+
+# ---- sums -------------------------------------------------------------------------------------------
+
+
+def add_sums(session: Session, cluster: str, sums: Sums) -> None:
+    """Add to the days' sums and histograms (negative amounts take away)."""
+    sums.settle()
+    days = [
+        {"cluster": cluster, "day": day, **who._asdict(), "outcome": outcome, **amounts}
+        for (day, who, outcome), amounts in sorted(sums.days.items())
+    ]
+    waits = [
+        {"cluster": cluster, "day": day, **who._asdict(), "kind": kind, "bucket": number}
+        | {"jobs": jobs, "wait_s": seconds}
+        for (day, who, kind, number), (jobs, seconds) in sorted(sums.waits.items())
+    ]
+    _upsert(session, _DAYS, days, adding=SUMS)
+    _upsert(session, _WAITS, waits, adding=("jobs", "wait_s"))
+
+
+def rebuild(session: Session, cluster: str) -> int:
+    """Make the cluster's sums anew from its jobs; how many these are. Memory does not grow with them."""
+    exclusive(session, f"accounting {cluster}")
+    for table in (_DAYS, _WAITS):
+        session.execute(delete(table).where(table.c.cluster == cluster))
+    total, last = 0, (-1, -1)
+    while True:
+        query = select(*_COUNTED).where(
+            _JOBS.c.cluster == cluster, tuple_(_JOBS.c.job_id, _JOBS.c.submit_at) > last
+        )
+        page = (
+            session.execute(query.order_by(_JOBS.c.job_id, _JOBS.c.submit_at).limit(_PAGE)).mappings().all()
+        )
+        if not page:
+            return total
+        sums = Sums()
+        for row in page:
+            sums.add(dict(row))
+        add_sums(session, cluster, sums)
+        total, last = total + len(page), (page[-1]["job_id"], page[-1]["submit_at"])
+
+
+def _upsert(
+    session: Session, table: Table, rows: Sequence[Mapping[str, Any]], adding: Sequence[str] = ()
+) -> None:
+    """Insert; where the key is there, replace the other columns, or add those of `adding`."""
+    if not rows:
+        return
+    make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement: Any = make(table)
+    new, keys = statement.excluded, [column.name for column in table.primary_key.columns]
+    names = adding or [column.name for column in table.columns if column.name not in keys]
+    changes = {name: table.c[name] + new[name] if adding else new[name] for name in names}
+    session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), list(rows))
+
+
+# ---- the cursor -------------------------------------------------------------------------------------
+
+
+def cursor_of(row: AccountingCursorRow) -> Cursor:
+    """The cursor as the arithmetic takes it."""
+    return Cursor(**{field.name: getattr(row, field.name) for field in fields(Cursor)})
+
+
+def save_cursor(session: Session, cluster: str, cursor: Cursor, at: datetime) -> None:
+    """Write down how far was read."""
+    _upsert(session, _CURSORS, [{"cluster": cluster, "updated_at": at, **asdict(cursor)}])
+
+
+def statuses(session: Session) -> list[dict[str, Any]]:
+    """Per cluster: how far was read (epoch seconds), jobs kept, without an end, runaways, rows not
+    understood, trouble.
+    """
+    found = []
+    for row in session.scalars(select(AccountingCursorRow).order_by(AccountingCursorRow.cluster)):
+        counts = select(func.count()).where(_JOBS.c.cluster == row.cluster)
+        found.append(
+            {
+                "cluster": row.cluster,
+                "read_to": row.read_to,
+                "settled_to": row.settled_to,
+                "jobs": session.scalar(counts),
+                "open": session.scalar(counts.where(_JOBS.c.end_at.is_(None))),
+                "runaways": session.scalar(counts.where(_JOBS.c.runaway)),
+                "bad_rows": row.bad_rows,
+                "trouble": row.trouble,
+            }
+        )
+    return found

@@ -1,0 +1,290 @@
+"""The warehouse on a real database: filled by parts, repeated, interrupted, and made anew from its own rows.
+
+Slurm is not here: `Slurmdbd` prints what sacct would (its rules stand in tests/accounting_support.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from broker.accounting import archive
+from broker.accounting.ingest import Ingester
+from broker.accounting.tables import (
+    AccountingCursorRow,
+    AccountingDayRow,
+    AccountingJobRow,
+    AccountingWaitRow,
+)
+from broker.context import Context
+from broker.db import leases
+from broker.db.leases import LeaseLost
+from broker.errors import Unreachable
+from broker.identity.tables import UserRow
+from broker.runs.tables import JobRow
+from broker.settings import AccountingSettings
+from tests.accounting_support import DAY, NOON, Slurmdbd, job, step
+from tests.api_support import Api, context
+from tests.postgres import fresh_database
+
+MIDNIGHT = NOON + DAY // 2
+TABLES = (AccountingJobRow, AccountingDayRow, AccountingWaitRow)
+
+
+class Warehouse:
+    """One cluster's warehouse, with its clock in our hands."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx, self.slurm, self.now = ctx, Slurmdbd(), NOON
+        lease = leases.acquire(ctx.db, "worker:main", "test", 3600)
+        assert lease is not None
+        self.lease = lease
+        with ctx.db.write() as session:  # what another test left in the same database
+            for table in (*TABLES, AccountingCursorRow):
+                session.execute(delete(table))
+
+    def tick(self, at: int | None = None, **more: Any) -> None:
+        self.now = self.now if at is None else at
+        Ingester(
+            self.ctx,
+            "main",
+            self.lease,
+            slurm=self.slurm,  # type: ignore[arg-type]
+            clock=lambda: datetime.fromtimestamp(self.now, UTC),
+            **more,
+        ).tick()
+
+    def rows(self) -> dict[int, AccountingJobRow]:
+        with self.ctx.db.read() as session:
+            return {row.job_id: row for row in session.scalars(select(AccountingJobRow))}
+
+    def all(self) -> list[list[tuple[Any, ...]]]:
+        with self.ctx.db.read() as session:
+            return [
+                sorted((tuple(row) for row in session.execute(select(*table.__table__.columns))), key=str)
+                for table in TABLES
+            ]
+
+    def days(self) -> dict[date, int]:
+        query = select(AccountingDayRow.day, func.sum(AccountingDayRow.elapsed_s)).group_by("day")
+        with self.ctx.db.read() as session:
+            return {day: int(seconds) for day, seconds in session.execute(query) if seconds}
+
+    def cursor(self) -> AccountingCursorRow:
+        with self.ctx.db.read() as session:
+            return session.get_one(AccountingCursorRow, "main")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Warehouse]:
+    url = None
+    if request.param == "postgres":
+        url = fresh_database(request.getfixturevalue("postgres_url"), f"acct{abs(hash(request.node.name))}")
+    settings = {"accounting": AccountingSettings(history_days=30)}
+    with context(tmp_path / "data", url, **settings) as ctx:
+        yield Warehouse(ctx)
+
+
+def fill(house: Warehouse) -> None:
+    for number in range(1, 60):
+        row = job(
+            number, submit=NOON - 29 * DAY + number * 40_000, run=number * 3000, User=f"user{number % 3}"
+        )
+        house.slurm.add(row, step(row, TotalCPU="01:00:00", TRESUsageInTot="mem=1073741824"))
+    house.slurm.add(
+        job(90, submit=NOON - 900, run=300, State="REQUEUED"),
+    )
+    house.slurm.add(job(90, submit=NOON - 500, run=None, State="PENDING", Start="Unknown"))
+
+
+def test_a_repeated_ingest_changes_nothing(house: Warehouse) -> None:
+    fill(house)
+    house.tick()
+    before = house.all()
+    assert len(before[0]) == 61
+    with house.ctx.db.write() as session:
+        session.execute(delete(AccountingCursorRow))
+    house.tick()
+    assert house.all() == before
+
+
+def test_sums_can_be_made_anew_from_the_rows(house: Warehouse) -> None:
+    fill(house)
+    house.tick()
+    before = house.all()
+    with house.ctx.db.write() as session:
+        session.execute(delete(AccountingWaitRow))
+        session.execute(AccountingDayRow.__table__.update().values(core_s=0))
+    with house.ctx.db.write() as session:
+        assert archive.rebuild(session, "main") == 61
+    assert house.all() == before
+
+
+def test_days_are_clipped_at_midnight_and_their_sum_is_what_sacct_says(house: Warehouse) -> None:
+    house.slurm.add(job(7, submit=MIDNIGHT - 1060, run=4000))
+    house.tick(MIDNIGHT + 9000)
+    assert house.days() == {date(2026, 11, 10): 1000, date(2026, 11, 11): 3000}
+
+
+def test_attempts_of_one_id_and_recycled_ids_are_jobs_of_their_own(house: Warehouse) -> None:
+    for submit in (NOON - 20 * DAY, NOON - 9000, NOON - 8000):
+        house.slurm.add(job(7, submit=submit, run=100))
+    house.tick()
+    assert len(house.all()[0]) == 3
+    assert sum(house.days().values()) == 300
+
+
+def test_a_job_is_followed_from_waiting_to_its_end_and_counts_once(house: Warehouse) -> None:
+    house.slurm.queue = {7}
+    house.slurm.add(job(7, submit=NOON - 100, run=None, State="PENDING", Start="Unknown"))
+    house.tick()
+    assert (house.rows()[7].state, house.days()) == ("PENDING", {})
+    house.slurm.rows[0] = [job(7, submit=NOON - 100, wait=100, run=None)]
+    house.tick(NOON + 300)
+    house.tick(NOON + 600)
+    assert (house.rows()[7].state, house.days()) == ("RUNNING", {date(2026, 11, 10): 600})
+    house.slurm.rows[0] = [job(7, submit=NOON - 100, wait=100, run=700, State="FAILED", ExitCode="3:0")]
+    house.slurm.queue = set()
+    house.tick(NOON + 900)
+    row = house.rows()[7]
+    assert (row.state, row.exit_code, house.days()) == ("FAILED", 3, {date(2026, 11, 10): 700})
+    with house.ctx.db.read() as session:
+        assert set(session.scalars(select(AccountingDayRow.outcome).where(AccountingDayRow.core_s > 0))) == {
+            "FAILED"
+        }
+
+
+def test_the_queue_forgetting_a_job_ends_nothing(house: Warehouse) -> None:
+    house.slurm.queue = {7}
+    house.slurm.add(job(7, submit=NOON - 4000, run=None))
+    house.tick()
+    house.slurm.queue = set()
+    house.tick(NOON + 300)
+    assert (house.rows()[7].state, house.rows()[7].end_at) == ("RUNNING", None)
+
+
+def test_runaways_are_flagged_and_inflate_nothing(house: Warehouse) -> None:
+    house.slurm.add(job(7, submit=NOON - 20 * DAY, run=None))
+    house.tick()
+    assert (house.rows()[7].runaway, house.days()) == (True, {})
+    house.slurm.rows[0] = [job(7, submit=NOON - 20 * DAY, run=500)]
+    house.tick(NOON + 300)
+    assert not house.rows()[7].runaway
+    assert sum(house.days().values()) == 500
+
+
+def test_slurmdbds_absence_is_survived_and_what_it_learns_late_is_found(house: Warehouse) -> None:
+    house.tick()
+    house.slurm.down = True
+    with pytest.raises(Unreachable):
+        house.tick(NOON + 300)
+    assert "slurmdbd" in (house.cursor().trouble or "")
+    house.slurm.down = False
+    house.tick(NOON + 9000)
+    house.slurm.add(job(7, submit=NOON, run=100))  # told by slurmctld long after it ended
+    house.tick(NOON + 9300)
+    assert house.rows() == {}
+    assert house.cursor().trouble is None
+    house.tick(NOON + 9000 + 3600)
+    assert house.rows()[7].state == "COMPLETED"
+
+
+def test_a_crash_between_windows_goes_on_where_it_was(house: Warehouse) -> None:
+    fill(house)
+    house.tick(goes_on=iter([True] * 8 + [False]).__next__)
+    some, asked = len(house.rows()), len(house.slurm.asked)
+    assert 0 < some < 60
+    house.tick()
+    assert len(house.all()[0]) == 61
+    assert house.slurm.asked[asked].since == house.slurm.asked[asked - 1].until
+    parts = house.all()
+    with house.ctx.db.write() as session:
+        assert archive.rebuild(session, "main") == 61
+    assert house.all() == parts
+
+
+def test_a_worker_that_lost_its_lease_stores_nothing(house: Warehouse) -> None:
+    fill(house)
+    house.lease.lost.set()
+    with pytest.raises(LeaseLost):
+        house.tick()
+    assert house.rows() == {}
+
+
+def test_windows_are_bounded_and_narrowed_to_what_slurmdbd_allows(house: Warehouse) -> None:
+    fill(house)
+    house.slurm.most_s = 2 * DAY
+    house.tick()
+    assert len(house.all()[0]) == 61
+    assert max(command.until - command.since for command in house.slurm.asked) <= 31 * DAY
+
+
+def test_what_slurm_purges_stays(house: Warehouse) -> None:
+    row = job(7, submit=NOON - 4000)
+    house.slurm.add(row, step(row, TotalCPU="01:00:00", MaxRSS="1048576"))
+    house.slurm.add(job(8, submit=NOON - 4000))
+    house.tick()
+    before = house.all()
+    house.slurm.rows = [[row]]  # steps purged, the other job too
+    with house.ctx.db.write() as session:
+        session.execute(delete(AccountingCursorRow))
+    house.tick()
+    assert (house.rows()[7].total_cpu_s, house.rows()[7].max_rss_mib) == (3600, 1)
+    assert set(house.rows()) == {7, 8}
+    assert house.all()[1] == before[1]
+
+
+def test_bad_rows_are_counted_and_cost_themselves(house: Warehouse) -> None:
+    house.slurm.add(job(7, submit=NOON - 4000))
+    house.slurm.add(job(8, submit=NOON - 4000, Submit="garbage"))
+    house.tick()
+    assert set(house.rows()) == {7}
+    assert house.cursor().bad_rows > 0
+
+
+def test_a_pending_request_for_several_partitions_counts_once(house: Warehouse) -> None:
+    house.slurm.queue = {7}
+    house.slurm.add(job(7, submit=NOON - 100, run=None, State="PENDING", Start="Unknown", Partition="a,b"))
+    house.tick()
+    house.slurm.rows[0] = [job(7, submit=NOON - 100, run=50, Partition="b")]
+    house.tick(NOON + 200)
+    with house.ctx.db.read() as session:
+        found = session.execute(
+            select(AccountingDayRow.partition, AccountingDayRow.submitted).where(
+                AccountingDayRow.submitted > 0
+            )
+        ).all()
+    assert [tuple(row) for row in found] == [("b", 1)]
+
+
+def test_gpu_types_come_from_the_nodes_where_the_job_names_none(house: Warehouse) -> None:
+    total = SimpleNamespace(gpu_types={"a100": 4})
+    house.slurm.inventory = [SimpleNamespace(name=f"a100-{n}", total=total) for n in (1, 2)]
+    house.slurm.add(job(7, submit=NOON - 9000, AllocTRES="cpu=4,gres/gpu=2", NodeList="a100-[1-2]"))
+    house.slurm.add(job(8, submit=NOON - 9000, AllocTRES="cpu=4,gres/gpu=2", NodeList="elsewhere"))
+    house.tick()
+    assert [row.gpu_type for row in house.rows().values()] == ["a100", ""]
+
+
+def test_everybodys_jobs_are_kept_and_the_brokers_own_lead_to_their_runs(house: Warehouse) -> None:
+    api = Api(house.ctx)
+    api.add("ann")
+    api.store("ann")
+    run = api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    with house.ctx.db.write() as session:
+        mine = session.scalars(select(JobRow).where(JobRow.run_id == run)).first()
+        assert mine is not None
+        mine.slurm_job_id, name = 7, mine.name
+        session.execute(UserRow.__table__.update().values(unix_account=None))
+    house.slurm.add(job(7, submit=NOON - 9000, User="broker", Account="default", JobName=name))
+    house.slurm.add(job(8, submit=NOON - 9000, User="kim", Account="team-z", JobName=name))
+    house.tick()
+    ours, other = house.rows()[7], house.rows()[8]
+    assert (ours.run_id, ours.user, ours.unix_user) == (run, "ann", "broker")
+    assert (other.run_id, other.user, other.tenant) == (None, "main:kim", "team-z")
