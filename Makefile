@@ -36,6 +36,7 @@ system: # Debian packages that the tests use
 	@missing=; for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+	@$(BIN)/python -m tests.prometheus # Prometheus is unpacked into ~/.cache, not installed
 
 .PHONY: unit
 unit: env ## The tests that need no cluster (seconds)
