@@ -104,11 +104,10 @@ def bar(amount: dict[str, Any]) -> str:
     >>> bar({"total": 4, "allocated": 2, "idle": 1})
     '████████████······xxxxxx'
     """
-    total: float = amount["total"]
-    if not total:
+    if not amount["total"]:
         return ""
-    taken = round(BAR * amount["allocated"] / total)
-    free = min(BAR - taken, round(BAR * amount["idle"] / total))
+    taken: int = round(BAR * amount["allocated"] / amount["total"])
+    free: int = min(BAR - taken, round(BAR * amount["idle"] / amount["total"]))
     return "█" * taken + "·" * free + "x" * (BAR - taken - free)
 
 
