@@ -1,0 +1,101 @@
+"""`broker report` against a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.cli import main
+from broker.cli.report import BAR, last_whole
+from broker.identity import Role
+from tests.accounting import at, job, keep
+from tests.api_support import Api, context
+from tests.serving import served
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    first, _ = last_whole("month", datetime.now(UTC).date())
+    begun = at(f"{first}T10:00")
+    with context(tmp_path / "data") as ctx:
+        made = Api(ctx)
+        made.add("root", Role.ADMIN)
+        made.add("ann", tenant="team-a")
+        with ctx.db.write() as session:
+            keep(
+                session,
+                job(1, begun, wait_s=90),
+                job(2, begun, user="bob", tenant="team-b", cpus=8, gpu_count=1),
+                job(3, begun, total_cpu_s=None, name="evil\x1b[2J", partition="\x1b[2J"),
+                job(4, begun - 86_400 * 40, user="bob", tenant="team-b"),
+            )
+        with served(made) as port:
+            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
+            monkeypatch.setenv("BROKER_TOKEN", made.tokens["root"])
+            yield made
+
+
+@pytest.fixture
+def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*words: str, status: int = 0) -> Any:
+        capsys.readouterr()
+        assert main(["report", *words]) == status, capsys.readouterr()
+        out = capsys.readouterr()
+        return json.loads(out.out) if "--json" in words else out.out + out.err
+
+    return run
+
+
+def line(text: str, word: str) -> str:
+    return next(one for one in text.splitlines() if one.startswith(word))
+
+
+def test_a_report_has_bars_in_proportion_a_total_and_its_age(call: Call) -> None:
+    shown = call("usage", "--by", "tenant", "--by", "user", "--last", "month")
+    assert line(shown, "team-b").count("█") == BAR == line(shown, "team-a").count("█")  # 8 core hours each
+    assert "16.0" in line(shown, "total") and "ago" in line(shown, "main: complete up to")
+    half = call("usage", "--by", "tenant", "--by", "partition", "--last", "month")
+    assert line(half, "team-a").count("█") == BAR // 2
+    assert "\x1b[2J" not in half, "what others named must not steer a terminal"
+
+
+def test_what_the_figures_mean_and_of_how_many_jobs_they_are_known_is_told(call: Call) -> None:
+    shown = call("efficiency", "--by", "tenant", "--last", "month", "--explain")
+    assert "(of 1/2)" in line(shown, "team-a") and "?" in line(shown, "team-b")
+    assert "a ratio of sums" in shown and "비율" in shown
+
+
+def test_the_reports_and_the_jobs_behind_one_are_listed(call: Call) -> None:
+    listed = call()
+    assert all(name in listed for name in ("usage", "waits", "outcomes", "efficiency"))
+    assert {one["job_id"] for one in call("usage", "--last", "month", "--jobs", "--json")} == {"1", "2", "3"}
+    shown = call("usage", "--last", "month", "--where", "tenant=team-b", "--jobs")
+    assert shown.count("bob") == 1
+
+
+def test_csv_goes_to_a_file_and_to_standard_output(call: Call, tmp_path: Path) -> None:
+    target = tmp_path / "usage.csv"
+    assert call("usage", "--last", "month", "--csv", str(target), "--json")["bytes"] == target.stat().st_size
+    assert target.read_text(encoding="utf-8-sig").startswith('"tenant","core_hours (h)"')
+    assert '"team-b"' in call("usage", "--last", "month", "--csv", "-")
+
+
+def test_a_researcher_sees_only_the_own_jobs(call: Call, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_TOKEN", api.tokens["ann"])
+    shown = call("top", "--last", "month")
+    assert "user ann" in shown and "bob" not in shown
+
+
+def test_what_can_not_be_asked_is_told(call: Call) -> None:
+    assert "there are: day" in call("usage", "--last", "decade", status=2)
+    assert "leave out --since" in call("usage", "--last", "month", "--since", "2026-01-01", status=2)
+    assert "NAME=VALUE" in call("usage", "--where", "colour=red", status=2)
+    assert "it has: cluster" in call("usage", "--by", "colour", status=2)
+    assert "There is no report" in call("nothing", status=66)
