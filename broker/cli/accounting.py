@@ -10,7 +10,6 @@ import typer
 from broker.cli.options import Json, examples, group
 from broker.cli.output import emit, table
 from broker.cli.server import open_database
-from broker.errors import InvalidRequest
 
 app = group("accounting", "The warehouse of all jobs that the reports are made of.")
 
@@ -40,10 +39,8 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
     from broker.accounting.archive import rebuild as make_anew
 
     with open_database() as (config, database):
-        if cluster is not None and cluster not in config.clusters:
-            raise InvalidRequest(f"There is no cluster {cluster!r}; known: {', '.join(config.clusters)}")
         done: dict[str, int] = {}
-        for name in [cluster] if cluster else list(config.clusters):
+        for name in [config.cluster_name(cluster)] if cluster else list(config.clusters):
             with database.write() as session:
                 done[name] = make_anew(session, name)
     emit(
