@@ -37,7 +37,10 @@ class GpuView(AmountView):
 
 
 class ShardView(AmountView):
-    """Shards of GPUs of one type (gres/shard): another view of the same GPUs, never added to them."""
+    """Shards of GPUs of one type (gres/shard): another view of the same GPUs, never added to them.
+
+    Shards of a GPU that a job has whole count as allocated.
+    """
 
     type: str
 

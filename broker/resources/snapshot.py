@@ -178,7 +178,12 @@ def _count(amounts: Amounts, node: Node, gpu_use: float | None) -> None:
     for name, total in node.total.other.items():
         if name.startswith("gres/shard"):
             kind = name.removeprefix("gres/shard").lstrip(":") or _only(types)
-            amounts.shards.setdefault(kind, Amount()).add(total, node.used.other.get(name, 0), free)
+            gpus, whole, _ = types.get(kind, (0, 0, 0))
+            gone = (
+                total * whole // gpus if gpus else 0
+            )  # nobody gets a shard of a GPU that is given away whole
+            taken = node.used.other.get(name, 0) + gone
+            amounts.shards.setdefault(kind, Amount()).add(total, taken, free)
     if free is not Free.DOWN:  # of a node that is down, slurmctld repeats what it said last
         load, memory_free = node.load, node.memory_free_mib
         cores, memory = node.total.cpus, node.total.memory_mib

@@ -284,7 +284,7 @@ _SHARDS = re.compile(r"shard(?::([^:,()\s]+))?:\d+\(([^()]*)\)")
 
 def _shared_gpus(gres_used: str) -> dict[str, int]:
     """GPUs with a shard in use, by type ("" where the shards have none): `shard:a100:3(2/8,1/8,0/8)` names
-    used and all shards of each GPU (Slurm's gres_common.c).
+    used and all shards of each GPU; `-/8`: it is given away whole (Slurm's gres.c, newer releases).
     """
     found: dict[str, int] = {}
     for kind, devices in _SHARDS.findall(gres_used):
