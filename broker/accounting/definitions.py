@@ -96,6 +96,10 @@ def _share(name: str) -> Compute:
     return lambda sums, whole: ratio(sums[name], whole[name])
 
 
+def _unused(used: str, allocated: str, unit: float) -> Compute:
+    return lambda sums, _: (sums[allocated] - sums[used]) / unit if sums[allocated] else None
+
+
 def _quantile(name: str, share: float) -> Compute:
     return lambda sums, _: quantile(sums.histograms.get(name, {}), share)
 
@@ -286,6 +290,51 @@ LOST_GPU_HOURS = Measure(
     ("lost_gpu_s",),
 )
 
+UNUSED_CORE_HOURS = Measure(
+    "unused_core_hours",
+    "h",
+    "Core hours not used",
+    "쓰지 않은 코어 시간",
+    "Allocated cores × elapsed − TotalCPU, of the jobs that `cpu_efficiency` knows",
+    "할당 코어 × 경과 − TotalCPU (CPU 효율을 아는 작업만)",
+    _unused("cpu_used_s", "cpu_alloc_s", HOUR),
+    CPU_EFFICIENCY.numbers,
+    covered="cpu_jobs",
+)
+UNTOUCHED_MEMORY = Measure(
+    "untouched_memory_gib_hours",
+    "GiB h",
+    "Memory never touched",
+    "쓰지 않은 메모리",
+    "(Allocated memory − peak memory) × elapsed, in GiB hours. The peak is an upper bound, this a lower one",
+    "(할당 메모리 − 최대 메모리) × 경과, GiB 시간. 최대 메모리가 상한값이므로 하한값",
+    _unused("mem_used_mib_s", "mem_alloc_mib_s", HOUR * 1024),
+    MEMORY_EFFICIENCY.numbers,
+    covered="mem_jobs",
+)
+IDLE_GPU_HOURS = Measure(
+    "idle_gpu_hours",
+    "h",
+    "GPU hours idle",
+    "유휴 GPU 시간",
+    "GPU hours × (1 − mean GPU utilisation), of the jobs that were measured",
+    "GPU 시간 × (1 − 평균 GPU 사용률) (측정된 작업만)",
+    _unused("gpu_used_s", "gpu_alloc_s", HOUR),
+    GPU_EFFICIENCY.numbers,
+    covered="gpu_jobs",
+    of="gpu_ended",
+)
+CORES_PER_GPU = Measure(
+    "cores_per_gpu",
+    "count",
+    "Cores per GPU",
+    "GPU당 코어 수",
+    "Σ core hours of jobs with GPUs / Σ their GPU hours",
+    "GPU 작업의 Σ 코어 시간 / Σ GPU 시간",
+    _ratio("gpu_core_s", "gpu_s"),
+    ("gpu_core_s", "gpu_s"),
+)
+
 _USAGE: Final = (CORE_HOURS, GPU_HOURS, JOBS, CORE_SHARE, GPU_SHARE, MEAN_WAIT)
 REPORTS: Final = {
     report.name: report
@@ -313,6 +362,13 @@ REPORTS: Final = {
             "효율",
             ("user",),
             (CPU_EFFICIENCY, MEMORY_EFFICIENCY, GPU_EFFICIENCY, TIME_ACCURACY, CORE_HOURS, JOBS),
+        ),
+        Report(
+            "waste",
+            "Waste",
+            "낭비",
+            ("user",),
+            (UNUSED_CORE_HOURS, UNTOUCHED_MEMORY, IDLE_GPU_HOURS, CORES_PER_GPU, CORE_HOURS, GPU_HOURS),
         ),
     )
 }

@@ -203,6 +203,7 @@ def _number(name: str) -> ColumnElement[Any]:
         "lost_jobs": case((lost, days.ended), else_=0),
         "lost_core_s": case((lost, days.core_s), else_=0),
         "lost_gpu_s": case((lost, days.gpu_s), else_=0),
+        "gpu_core_s": case((days.gpu_count > 0, days.core_s), else_=0),
         "gpu_ended": case((days.gpu_count > 0, days.ended), else_=0),
     }
     return func.sum(special[name] if name in special else getattr(days, name))

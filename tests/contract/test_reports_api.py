@@ -132,6 +132,14 @@ def test_efficiency_is_of_the_jobs_that_have_the_data_and_says_of_how_many(api: 
     assert ann["values"]["gpu_efficiency"] is None, "nobody measured: unknown, not 0"
 
 
+def test_waste_is_what_was_allocated_and_not_used_where_both_are_known(api: Api) -> None:
+    view = ask(api, "root", "waste", partition="gpu", tenant="team-a")
+    assert lines(view, "unused_core_hours") == {("ann",): 2.0, ("bob",): 4.0}
+    assert lines(view, "untouched_memory_gib_hours")["bob",] == 8.0
+    assert lines(view, "idle_gpu_hours")["bob",] is None, "nobody measured: unknown, not 0"
+    assert lines(view, "cores_per_gpu")["bob",] == 2.0
+
+
 @pytest.mark.parametrize(
     ("who", "users", "scope"),
     [
