@@ -14,7 +14,7 @@ from sqlalchemy import Table, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from broker.accounting.buckets import SUMS, Sums
+from broker.accounting.buckets import SUMS, Sums, Who
 from broker.accounting.sacct import JobRecord
 from broker.accounting.tables import (
     AccountingCursorRow,
@@ -184,11 +184,23 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     """Add to the days' sums and histograms (negative amounts take away)."""
     sums.settle()
     days = [
-        {"cluster": cluster, "day": day, **who._asdict(), "outcome": outcome, **amounts}
+        {
+            "cluster": cluster,
+            "day": day,
+            **dict(zip(Who._fields, who, strict=True)),
+            "outcome": outcome,
+            **amounts,
+        }
         for (day, who, outcome), amounts in sorted(sums.days.items())
     ]
     waits = [
-        {"cluster": cluster, "day": day, **who._asdict(), "kind": kind, "bucket": number}
+        {
+            "cluster": cluster,
+            "day": day,
+            **dict(zip(Who._fields, who, strict=True)),
+            "kind": kind,
+            "bucket": number,
+        }
         | {"jobs": jobs, "wait_s": seconds}
         for (day, who, kind, number), (jobs, seconds) in sorted(sums.waits.items())
     ]

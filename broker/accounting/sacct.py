@@ -45,6 +45,7 @@ MAX_NODE_W = 20_000
 _MAX_STEPS = 100
 """Steps of one job whose raw values are kept; sums and maxima are over all of them."""
 _ARRAY_SINCE = (24, 11)
+_CPU_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 _JOBSTATS = "JS1:"
 _MAX_JOBSTATS = 1 << 20
 _NO_TIME = frozenset({"", "n/a", "none", "unknown", "(null)", "0", "4294967294", "4294967295"})
@@ -216,7 +217,7 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
     if submit is None:
         raise ValueError("a job without submit time has no key")
     array_id, _, task = row["JobID"].partition("_")
-    by = re.search(r" by (\d+)", row["State"])
+    by = re.search(r" by (\d+)", row["State"]) if " " in row["State"] else None
     code, _, signal = row["ExitCode"].partition(":")
     tres, elapsed = parse_tres(row["AllocTRES"]), number(row["ElapsedRaw"], 0)
     nodes = number(row["NNodes"].partition("-")[0], 0)
@@ -300,7 +301,7 @@ def count_tasks(expression: str) -> int:
 
 def cpu_seconds(text: str) -> float | None:
     """`1-02:03:04`, `02:03:04`, `03:04.567` as seconds; None for what is empty or no duration."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
+    match = _CPU_TIME.fullmatch(text.strip())
     if match is None:
         return None
     days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
@@ -315,8 +316,10 @@ def _cpu_used(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> int
 
 def _amount(tres: str, name: str) -> str:
     """One entry of a usage TRES: `cpu=00:00:01,mem=8945664` (bytes where no unit stands)."""
-    found = re.search(rf"(?:^|,){re.escape(name)}=([^,]*)", tres)
-    return found[1] if found else ""
+    for entry in tres.split(","):
+        if entry.startswith(f"{name}="):
+            return entry[len(name) + 1 :]
+    return ""
 
 
 def _mib(text: str) -> int | None:

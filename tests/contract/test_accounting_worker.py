@@ -1,4 +1,4 @@
-"""The warehouse as the worker fills it, over a host with Slurm's programs, and the commands that look after it.
+"""The warehouse as the worker fills it, over a host with Slurm's programs, and commands that look after it.
 
 Slurm is not here: its programs are scripts in a folder that is the cluster's PATH. `scontrol` and `sacct -e`
 print what was recorded of a real one, `sacct` the rows of a file.
