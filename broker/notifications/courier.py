@@ -107,9 +107,9 @@ class Courier:
     def work(self, lease: Lease) -> None:
         """Deliver until stopped, or until the lease is lost."""
         self.recover(lease)
-        for channel in Channel:
+        for way in Channel:
             for result in ("delivered", "failed", "dead", "skipped"):
-                metrics.DELIVERIES.labels(channel, result)  # from 0 on: see `broker.metrics`
+                metrics.DELIVERIES.labels(way, result)  # from 0 on: see `broker.metrics`
         renewed, purged = 0.0, float("-inf")
         pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="notify")
         try:
