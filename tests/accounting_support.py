@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from broker.slurm.versions import Version
 FIELDS = warehouse_fields(("Restarts", "FailedNode"))
 NOON = int(datetime(2026, 11, 10, 12, tzinfo=UTC).timestamp())
 DAY = 86_400
-_DEFAULTS: Mapping[str, str] = {
+_DEFAULTS: dict[str, str] = {
     **dict.fromkeys(FIELDS, ""),
     **{"User": "kim", "Account": "team-a", "QOS": "training", "Partition": "gpu", "State": "COMPLETED"},
     **{"ExitCode": "0:0", "DerivedExitCode": "0:0", "TimelimitRaw": "120", "NodeList": "a100-1"},
