@@ -38,6 +38,9 @@ _WORDS = {
     **dict.fromkeys(("error", "err"), Level.ERROR),
     **dict.fromkeys(("critical", "fatal", "panic"), Level.CRITICAL),
 }
+_LOUD = (b"warn", b"err", b"crit", b"fatal", b"panic", b"exception", b"traceback")
+"""In lower case: without any of these (or glog's letters) no line is a warning or more."""
+_LOUD_GLOG = re.compile(rb"[WEF]\d{4}\s\d\d:")
 _GLOG = {"I": Level.INFO, "W": Level.WARNING, "E": Level.ERROR, "F": Level.CRITICAL}
 _LEVEL = re.compile(
     rb"""(?P<glog>^[IWEF])\d{4}\s\d\d:\d\d                                  # glog: W1121 10:00:00
@@ -81,9 +84,14 @@ class Wanted:
         """What is looked for, in lower case."""
         return self.text.encode(errors="surrogatepass").lower()
 
-    def skips(self, block: bytes) -> bool:
-        """Whether no line of a block can be wanted: found out at memory speed."""
-        return bool(self.text) and self.needle not in block.lower()
+    def skips(self, block: bytes, before: Level = Level.INFO) -> bool:
+        """Whether no line of a block (after one of level `before`) can be wanted; at memory speed."""
+        lower = block.lower()
+        if self.text and self.needle not in lower:
+            return True
+        if self.level.weight < Level.WARNING.weight or before.weight >= self.level.weight:
+            return False
+        return not (any(word in lower for word in _LOUD) or _LOUD_GLOG.search(block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,7 @@ def last_level(block: bytes, before: Level) -> Level:
 
 def lines(block: bytes, offset: int, wanted: Wanted, before: Level = Level.INFO) -> Iterator[Line]:
     """The wanted lines of a block of whole lines that begins at `offset`; `before`: the level above it."""
-    if wanted.skips(block):
+    if wanted.skips(block, before):
         return
     needle, least, at = wanted.needle, wanted.level.weight, 0
     while at < len(block):

@@ -31,6 +31,8 @@ from broker.runs.log_lines import LINE_LIMIT, Level, Wanted, last_level, level_o
 )
 def test_levels(line: bytes, level: Level) -> None:
     assert level_of(line) is level
+    if level.weight >= Level.WARNING.weight:
+        assert not Wanted(Level.WARNING).skips(line)
 
 
 def test_a_traceback_is_an_error_from_its_first_line_to_its_last() -> None:
