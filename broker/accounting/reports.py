@@ -128,18 +128,19 @@ def _add_waits(
     found: dict[Key, dict[str, float]],
     waits: dict[Key, dict[str, dict[str, int]]],
 ) -> None:
-    """The waits: the bucket is one column more to group by."""
+    """The waits: where percentiles are asked for, the bucket is one column more to group by."""
     table = AccountingWaitRow
+    split = any(measure.histograms for measure in wanted.report.measures)
+    more: tuple[Any, ...] = (table.kind, table.bucket) if split else (table.kind,)
     chosen: list[ColumnElement[Any]] = [
-        table.kind.label("kind"),
-        table.bucket.label("bucket"),
+        *(column.label(column.key) for column in more),
         func.sum(table.jobs).label("sum_jobs"),
         func.sum(table.wait_s).label("sum_wait_s"),
     ]
-    for key, row in _rows(session, table, wanted, scope, chosen, (table.kind, table.bucket)):
+    for key, row in _rows(session, table, wanted, scope, chosen, more):
         jobs, seconds = _WAITS[row["kind"]]
         _add(found.setdefault(key, {}), {jobs: row["sum_jobs"], seconds: row["sum_wait_s"]})
-        if row["kind"] == "start":
+        if split and row["kind"] == "start":
             counts = waits.setdefault(key, {}).setdefault("wait", {})
             _add(counts, {str(row["bucket"]): int(row["sum_jobs"])})
 
