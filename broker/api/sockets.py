@@ -96,6 +96,8 @@ async def _pump(socket: WebSocket, messages: AsyncIterator[str]) -> None:
                 await socket.send_text(message)
         except BrokerError as error:
             ended.append(error)
+        except WebSocketDisconnect:
+            ended.append(_Gone())  # in the middle of a send; `watch` may not have heard of it yet
         group.cancel_scope.cancel()
     if ended:
         raise ended[0]
