@@ -14,7 +14,7 @@ from broker.slurm.states import SlurmState
 
 DAY_S = 86_400
 SUMS = (
-    *("submitted", "started", "ended", "elapsed_s", "core_s", "gpu_s", "billing_s"),
+    *("submitted", "started", "ended", "elapsed_s", "core_s", "gpu_s", "mem_mib_s", "billing_s"),
     *("cpu_jobs", "cpu_used_s", "cpu_alloc_s", "mem_jobs", "mem_used_mib_s", "mem_alloc_mib_s"),
     *("limit_jobs", "limit_used_s", "limit_s", "gpu_jobs", "gpu_used_s", "gpu_alloc_s"),
 )
@@ -95,6 +95,7 @@ def _days(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
                     "elapsed_s": seconds,
                     "core_s": seconds * job["cpus"],
                     "gpu_s": seconds * job["gpu_count"],
+                    "mem_mib_s": seconds * job["mem_mib"],
                     "billing_s": seconds * job["billing"],
                 },
             )

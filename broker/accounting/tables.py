@@ -87,11 +87,11 @@ class AccountingDayRow(Base):
     """Sums of a day (UTC), per who, where, how large and how it ended.
 
     `outcome`: Slurm's state; `gpu_count` per job; `size`: CPUs per job as a power of two (3: 8 to 15).
-    Spread over the days a job ran in, clipped at midnight: `elapsed_s`, `core_s`, `gpu_s`, `billing_s`. Once,
-    on the day of it: `submitted`, `started`, `ended` (jobs). Once, on the day of the end, over the jobs that
-    have the data (`…_jobs` of them): `cpu_used_s` of `cpu_alloc_s`; `mem_used_mib_s` of `mem_alloc_mib_s`
-    (memory times elapsed); `limit_used_s` of `limit_s`; `gpu_used_s` of `gpu_alloc_s`. Ratios of these sums
-    are the efficiencies.
+    Spread over the days a job ran in, clipped at midnight: `elapsed_s`, `core_s`, `gpu_s`, `mem_mib_s`
+    (allocated memory times elapsed), `billing_s`. Once, on the day of it: `submitted`, `started`,
+    `ended` (jobs). Once, on the day of the end, over the jobs that have the data (`…_jobs` of them):
+    `cpu_used_s` of `cpu_alloc_s`; `mem_used_mib_s` of `mem_alloc_mib_s`; `limit_used_s` of `limit_s`;
+    `gpu_used_s` of `gpu_alloc_s`. Ratios of these sums are the efficiencies.
     """
 
     __tablename__ = "accounting_days"
@@ -112,6 +112,7 @@ class AccountingDayRow(Base):
     elapsed_s: Mapped[int] = mapped_column(BigInteger)
     core_s: Mapped[int] = mapped_column(BigInteger)
     gpu_s: Mapped[int] = mapped_column(BigInteger)
+    mem_mib_s: Mapped[int] = mapped_column(BigInteger)
     billing_s: Mapped[int] = mapped_column(BigInteger)
     cpu_jobs: Mapped[int] = mapped_column(BigInteger)
     cpu_used_s: Mapped[int] = mapped_column(BigInteger)

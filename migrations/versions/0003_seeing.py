@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("elapsed_s", sa.BigInteger(), nullable=False),
         sa.Column("core_s", sa.BigInteger(), nullable=False),
         sa.Column("gpu_s", sa.BigInteger(), nullable=False),
+        sa.Column("mem_mib_s", sa.BigInteger(), nullable=False),
         sa.Column("billing_s", sa.BigInteger(), nullable=False),
         sa.Column("cpu_jobs", sa.BigInteger(), nullable=False),
         sa.Column("cpu_used_s", sa.BigInteger(), nullable=False),

@@ -29,6 +29,7 @@ def test_a_job_over_midnight_counts_in_both_days_and_no_second_is_lost() -> None
     days = {key[0]: values for key, values in sums.days.items()}
     assert (days[FIRST]["elapsed_s"], days[SECOND]["elapsed_s"]) == (1000, 3000)
     assert (days[FIRST]["core_s"], days[SECOND]["gpu_s"]) == (4000, 6000)
+    assert (days[FIRST]["mem_mib_s"], days[SECOND]["mem_mib_s"]) == (1000 * 8192, 3000 * 8192)
     assert (days[FIRST]["submitted"], days[FIRST]["started"], days[SECOND]["ended"]) == (1, 1, 1)
 
 
