@@ -20,12 +20,12 @@ from sqlalchemy import func, select
 
 from broker.accounting import archive
 from broker.accounting.ingest import Ingester
-from broker.accounting.sacct import Answer, Window
 from broker.accounting.tables import AccountingDayRow, AccountingJobRow
 from broker.context import Context
 from broker.db import leases
 from broker.hosts import Completed
 from broker.slurm import SlurmClient
+from broker.slurm.sacct import Answer, Window
 from tests.accounting_support import DAY, NOON, Row, Slurmdbd, job, printed, step
 from tests.api_support import context
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from broker.accounting.sacct import Answer, Window, warehouse_fields
 from broker.errors import Unreachable
 from broker.hosts import Completed
+from broker.slurm.sacct import Answer, Window, warehouse_fields
 from broker.slurm.states import parse_state
 from broker.slurm.versions import Version
 

@@ -15,7 +15,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from broker.accounting.buckets import SUMS, Sums, Who
-from broker.accounting.sacct import JobRecord
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -26,6 +25,7 @@ from broker.accounting.windows import Cursor
 from broker.db.locks import exclusive
 from broker.identity.tables import UserRow
 from broker.runs.tables import JobRow, RunRow
+from broker.slurm.sacct import JobRecord
 
 _PAGE = 2000
 _JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]

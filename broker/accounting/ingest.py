@@ -18,7 +18,6 @@ from sqlalchemy import select
 
 from broker import metrics
 from broker.accounting import archive
-from broker.accounting.sacct import Answer, JobRecord, Window, warehouse_fields
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
 from broker.accounting.windows import Cursor, adapted, after, interrupted, started, too_wide
 from broker.context import Context
@@ -28,6 +27,7 @@ from broker.errors import BrokerError, SlurmRefused, Unreachable
 from broker.settings import AccountingSettings
 from broker.slurm import SlurmClient
 from broker.slurm.nodelist import expand
+from broker.slurm.sacct import Answer, JobRecord, Window, warehouse_fields
 
 log = structlog.get_logger("broker.accounting")
 

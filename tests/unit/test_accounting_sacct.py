@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from broker.accounting.sacct import JobRecord, Window, count_tasks, cpu_seconds
 from broker.errors import BrokerError, Unreachable
 from broker.hosts import Completed
+from broker.slurm.sacct import JobRecord, Window, count_tasks, cpu_seconds
 from broker.slurm.versions import Version
 from tests.accounting_support import FIELDS, NOON, Row, answer, job, printed, step
 
