@@ -7,13 +7,11 @@ known. The definitions are shown to readers as they stand here (sacct(1) has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
-from broker.accounting.histograms import ERROR, Histogram, quantile
+from broker.accounting.histograms import ERROR, quantile
+from broker.accounting.measures import HOUR, Compute, Measure, Report, ratio
 
-HOUR: Final = 3600
 LOST: Final = (
     "BOOT_FAIL",
     "DEADLINE",
@@ -25,59 +23,6 @@ LOST: Final = (
     "TIMEOUT",
 )
 """Ends (Slurm's words) whose hours count as lost. CANCELLED is not among them: somebody wanted it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What was added up over jobs: numbers by name, histograms by name."""
-
-    numbers: Mapping[str, float]
-    histograms: Mapping[str, Histogram] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> float:
-        return self.numbers.get(name) or 0.0
-
-
-Compute = Callable[[Sums, Sums], float | None]
-"""A figure from a line's sums and those of the whole report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One figure. `numbers` and `histograms` are the sums it needs; `covered` counts the jobs
-    that have the data, `of` those that should."""
-
-    name: str
-    unit: str
-    title: str
-    title_ko: str
-    definition: str
-    definition_ko: str
-    compute: Compute
-    numbers: tuple[str, ...] = ()
-    histograms: tuple[str, ...] = ()
-    covered: str | None = None
-    of: str = "ended"
-
-    def coverage(self, sums: Sums) -> tuple[int, int] | None:
-        """Jobs with the data, and all jobs that should have them; None where every job has them."""
-        return (int(sums[self.covered]), int(sums[self.of])) if self.covered else None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A report: its measures, the first of which orders the lines and is drawn as a bar."""
-
-    name: str
-    title: str
-    title_ko: str
-    by: tuple[str, ...]
-    measures: tuple[Measure, ...]
-
-
-def ratio(above: float, below: float) -> float | None:
-    """A ratio; None of nothing."""
-    return above / below if below else None
 
 
 def _hours(name: str) -> Compute:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.accounting.schemas import Line, ReportView
+from broker.accounting.measures import Value
+from broker.accounting.schemas import Coverage, Line, ReportView
 from broker.audit.reading import csv_text
 
 
@@ -17,7 +18,7 @@ def csv_of(view: ReportView) -> str:
     names = [measure.name for measure in view.report.measures]
     covered = list(view.total.coverage)
     heads = [f"{measure.name} ({measure.unit})" for measure in view.report.measures]
-    known = [part for name in covered for part in (f"{name}: jobs with data", f"{name}: jobs")]
+    known = [part for name in covered for part in _heads(name, view.total.coverage[name])]
     rows = [_row(line, view.by, names, covered) for line in (*view.lines, view.total)]
     return "\ufeff" + csv_text([[*view.by, *heads, *known], *rows])
 
@@ -25,7 +26,15 @@ def csv_of(view: ReportView) -> str:
 def _row(line: Line, by: Sequence[str], names: Sequence[str], covered: Sequence[str]) -> list[str]:
     figures = [line.values[name] for name in names]
     counts = [
-        str(count) for name in covered for count in (line.coverage[name].with_data, line.coverage[name].jobs)
+        str(count) for name in covered for count in (line.coverage[name].with_data, line.coverage[name].of)
     ]
     keys = [line.key.get(name) or "" for name in by]
-    return [*keys, *("" if value is None else f"{value:g}" for value in figures), *counts]
+    return [*keys, *map(_shown, figures), *counts]
+
+
+def _heads(name: str, coverage: Coverage) -> tuple[str, str]:
+    return f"{name}: {coverage.counted} with data", f"{name}: {coverage.counted}"
+
+
+def _shown(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else value or ""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions import HOUR, ratio
+from broker.accounting.measures import HOUR, ratio
 from broker.accounting.reports import Scope, same
 from broker.accounting.schemas import JobFacts
 from broker.accounting.tables import AccountingJobRow as Job

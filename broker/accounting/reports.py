@@ -6,7 +6,7 @@ groups and cut to the limit afterwards, so the total is the whole's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, Final
@@ -26,7 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions import LOST, Report, Sums
+from broker.accounting.definitions import LOST
+from broker.accounting.measures import Report, Sums, Value
 from broker.accounting.tables import AccountingDayRow, AccountingWaitRow
 from broker.identity import Principal, Role
 
@@ -84,38 +85,40 @@ def scope_of(principal: Principal) -> Scope:
 
 def dimensions(report: Report) -> tuple[str, ...]:
     """What a report can be split by: waits are of jobs that have begun, not of how they ended."""
+    if report.dimensions:
+        return report.dimensions
     waits = any(measure.histograms for measure in report.measures)
     return tuple(name for name in DIMENSIONS if not (waits and name == _OUTCOME))
 
 
 def groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
-    """The sums of every group, in the order of the lines."""
+    """The groups of a report that is made of the days' sums (`Report.source` "days")."""
     numbers = {name for measure in wanted.report.measures for name in measure.numbers}
     found: dict[Key, dict[str, float]] = {}
     waits: dict[Key, dict[str, dict[str, int]]] = {}
     sums = sorted(numbers - _FROM_WAITS)
     if sums:
         chosen = [_number(name).label(f"sum_{name}") for name in sums]
-        for key, row in _rows(session, AccountingDayRow, wanted, scope, chosen):
+        for key, row in grouped(session, AccountingDayRow, wanted, scope, chosen):
             _add(found.setdefault(key, {}), {name: row[f"sum_{name}"] for name in sums})
     if numbers & _FROM_WAITS and _OUTCOME not in {*wanted.by, *wanted.filters}:
         _add_waits(session, wanted, scope, found, waits)
-    made = [
+    return [
         Group(
             dict(zip(wanted.by, key, strict=True)),
             Sums(found.get(key, {}), waits.get(key, {})),
         )
         for key in {**found, **waits}
     ]
-    return _ordered(made, wanted)
 
 
 def whole(made: Sequence[Group]) -> Sums:
-    """The sums of all groups together."""
+    """The sums of all groups together; their texts belong to each alone."""
     numbers: dict[str, float] = {}
     histograms: dict[str, dict[str, int]] = {}
     for group in made:
-        _add(numbers, group.sums.numbers)
+        for name, value in group.sums.numbers.items():
+            numbers[name] = numbers.get(name, 0) + value
         for name, counts in group.sums.histograms.items():
             _add(histograms.setdefault(name, {}), counts)
     return Sums(numbers, histograms)
@@ -137,7 +140,7 @@ def _add_waits(
         func.sum(table.jobs).label("sum_jobs"),
         func.sum(table.wait_s).label("sum_wait_s"),
     ]
-    for key, row in _rows(session, table, wanted, scope, chosen, more):
+    for key, row in grouped(session, table, wanted, scope, chosen, more):
         jobs, seconds = _WAITS[row["kind"]]
         _add(found.setdefault(key, {}), {jobs: row["sum_jobs"], seconds: row["sum_wait_s"]})
         if split and row["kind"] == "start":
@@ -145,7 +148,7 @@ def _add_waits(
             _add(counts, {str(row["bucket"]): int(row["sum_jobs"])})
 
 
-def _rows(
+def grouped(
     session: Session,
     table: Rows,
     wanted: Wanted,
@@ -153,6 +156,7 @@ def _rows(
     chosen: Sequence[ColumnElement[Any]],
     more: Sequence[Any] = (),
 ) -> list[tuple[Key, RowMapping]]:
+    """Rows of sums, grouped by the dimensions asked for (their labels are the key) and by `more`."""
     parts = {f"key_{n}": part for name in wanted.by for n, part in _parts(table, name)}
     columns = [part.label(label) for label, part in parts.items()]
     query: Select[Any] = select(*columns, *chosen).where(_condition(table, wanted, scope))
@@ -215,18 +219,18 @@ def _add(into: dict[str, Any], part: Mapping[str, Any]) -> None:
         into[name] = into.get(name, 0) + (int(value) if value is not None else 0)
 
 
-def _ordered(made: Sequence[Group], wanted: Wanted) -> list[Group]:
-    """By time where time is asked for, else the most first; what is unknown comes last."""
+def ordered(made: Sequence[Group], wanted: Wanted) -> list[Group]:
+    """By time where time is asked for, else the most first (texts: A to Z); what is unknown comes last."""
     if any(name in PERIODS for name in wanted.by) and wanted.sort is None:
         return sorted(made, key=lambda group: tuple(group.key.values()))
     measures = {measure.name: measure for measure in wanted.report.measures}
     first = measures[wanted.sort] if wanted.sort else wanted.report.measures[0]
     total = whole(made)
-    figure: Callable[[Group], float | None] = lambda group: first.compute(group.sums, total)  # noqa: E731
 
-    def order(group: Group) -> tuple[bool, float, tuple[str, ...]]:
-        value = figure(group)
-        return value is None, -(value or 0), tuple(group.key.values())
+    def order(group: Group) -> tuple[bool, float, str, tuple[str, ...]]:
+        value: Value = first.compute(group.sums, total)
+        size, words = (0.0, value) if isinstance(value, str) else (-(value or 0.0), "")
+        return value is None, size, words, tuple(group.key.values())
 
     return sorted(made, key=order)
 

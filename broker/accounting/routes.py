@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from broker.accounting.definitions import REPORTS, Report
+from broker.accounting.definitions import REPORTS
 from broker.accounting.export import csv_of
 from broker.accounting.jobs import behind, page_of
+from broker.accounting.measures import Report
 from broker.accounting.reports import Wanted, dimensions, scope_of
 from broker.accounting.schemas import JobFacts, ReportList, ReportView
 from broker.accounting.views import describe, view_report
@@ -121,6 +122,8 @@ def show_report(
 @router.get("/{report}/jobs")
 def list_report_jobs(ctx: Ctx, principal: Reader, asked: Asked, page: PageParams) -> Page[JobFacts]:
     """The jobs behind a report or a line of it (`jobs_url`), newest submission first."""
+    if not asked.report.jobs:
+        raise NotFound(f"The report {asked.report.name} is not made of jobs")
     began = any(measure.histograms for measure in asked.report.measures)
     query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began)
     with ctx.db.read() as session:

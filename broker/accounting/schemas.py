@@ -12,7 +12,9 @@ class MeasureView(BaseModel):
     """One figure of a report, and what it means."""
 
     name: str
-    unit: str
+    unit: str = Field(
+        description="`jobs`, `h`, `s`, `ratio`, … of a number; `text`, `date`, `time`: no number"
+    )
     title: str
     title_ko: str
     definition: str
@@ -27,6 +29,8 @@ class ReportDescription(BaseModel):
     title_ko: str
     dimensions: Sequence[str] = Field(description="What `by` takes")
     default_by: Sequence[str]
+    now: bool = Field(description="It tells how things stand; the period changes nothing")
+    jobs: bool = Field(description="Its lines lead down to jobs")
     measures: Sequence[MeasureView]
 
 
@@ -37,19 +41,20 @@ class ReportList(BaseModel):
 
 
 class Coverage(BaseModel):
-    """How many jobs have the data that a figure needs."""
+    """How much has the data that a figure needs, and how much should have it."""
 
     with_data: int
-    jobs: int
+    of: int
+    counted: str = Field(description="What is counted: `jobs`, or `hours` that were watched")
 
 
 class Line(BaseModel):
     """One line: what it is about, its figures (null: unknown, never 0), and the way to the jobs behind it."""
 
     key: dict[str, str]
-    values: dict[str, float | None]
-    coverage: dict[str, Coverage] = Field(description="Of the figures that not every job has data for")
-    jobs_url: str = Field(description="The jobs behind this line")
+    values: dict[str, float | str | None]
+    coverage: dict[str, Coverage] = Field(description="Of the figures that not everything has data for")
+    jobs_url: str | None = Field(description="The jobs behind this line; null where the report is of none")
 
 
 class Source(BaseModel):
@@ -69,7 +74,7 @@ class ReportView(BaseModel):
     until: date = Field(description="The first day (UTC) that is not in it any more")
     by: Sequence[str]
     filters: dict[str, str]
-    scope: str = Field(description="Whose jobs: `all`, `tenant NAME` or `user NAME`")
+    scope: str = Field(description="Whose part: `all`, `tenant NAME` or `user NAME`")
     lines: Sequence[Line]
     left_out: int = Field(description="Lines beyond `limit`; they are in `total`")
     total: Line

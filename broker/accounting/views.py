@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 from urllib.parse import urlencode
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions import Report, Sums
+from broker.accounting import sources
 from broker.accounting.histograms import ERROR
-from broker.accounting.reports import (
-    PERIODS,
-    Group,
-    Scope,
-    Wanted,
-    dimensions,
-    groups,
-    period_bounds,
-    whole,
-)
-from broker.accounting.schemas import (
-    Coverage,
-    Line,
-    MeasureView,
-    ReportDescription,
-    ReportView,
-    Source,
-)
-from broker.accounting.tables import AccountingCursorRow
+from broker.accounting.measures import Report, Sums, Value
+from broker.accounting.reports import PERIODS, Group, Scope, Wanted, dimensions, period_bounds, whole
+from broker.accounting.schemas import Coverage, Line, MeasureView, ReportDescription, ReportView
 
 ROOT = "/api/v1/reports"
 _DIGITS = 6
@@ -43,6 +26,8 @@ def describe(report: Report) -> ReportDescription:
         title_ko=report.title_ko,
         dimensions=dimensions(report),
         default_by=report.by,
+        now=report.now,
+        jobs=report.jobs,
         measures=[
             MeasureView(
                 name=one.name,
@@ -59,7 +44,7 @@ def describe(report: Report) -> ReportDescription:
 
 def view_report(session: Session, wanted: Wanted, scope: Scope, limit: int | None) -> ReportView:
     """A report; at most `limit` lines (None: all), the total is of all."""
-    made = groups(session, wanted, scope)
+    made = sources.groups(session, wanted, scope)
     total = whole(made)
     shown = made if limit is None else made[:limit]
     return ReportView(
@@ -68,26 +53,27 @@ def view_report(session: Session, wanted: Wanted, scope: Scope, limit: int | Non
         until=wanted.until,
         by=wanted.by,
         filters=dict(wanted.filters),
-        scope=str(scope),
+        scope="all" if wanted.report.public else str(scope),
         lines=[_line(wanted, group, total) for group in shown],
         left_out=len(made) - len(shown),
         total=_line(wanted, Group({}, total), total),
         quantile_error=round(ERROR, 3),
-        sources=_sources(session),
+        sources=sources.ages(session, wanted),
         url=_url(wanted),
     )
 
 
 def _line(wanted: Wanted, group: Group, total: Sums) -> Line:
-    values: dict[str, float | None] = {}
+    values: dict[str, Value] = {}
     coverage: dict[str, Coverage] = {}
     for measure in wanted.report.measures:
         value = measure.compute(group.sums, total)
-        values[measure.name] = None if value is None else round(value, _DIGITS)
+        values[measure.name] = round(value, _DIGITS) if isinstance(value, float) else value
         known = measure.coverage(group.sums)
         if known is not None:
-            coverage[measure.name] = Coverage(with_data=known[0], jobs=known[1])
-    return Line(key=dict(group.key), values=values, coverage=coverage, jobs_url=_jobs_url(wanted, group.key))
+            coverage[measure.name] = Coverage(with_data=known[0], of=known[1], counted=measure.counted)
+    below = _jobs_url(wanted, group.key) if wanted.report.jobs else None
+    return Line(key=dict(group.key), values=values, coverage=coverage, jobs_url=below)
 
 
 def _jobs_url(wanted: Wanted, key: Mapping[str, str]) -> str:
@@ -112,17 +98,3 @@ def _url(wanted: Wanted) -> str:
 
 def _query(since: date, until: date, filters: Mapping[str, str]) -> str:
     return urlencode([("since", f"{since}"), ("until", f"{until}"), *sorted(filters.items())])
-
-
-def _sources(session: Session) -> list[Source]:
-    """How far each cluster was read."""
-    cursors = session.scalars(select(AccountingCursorRow).order_by(AccountingCursorRow.cluster))
-    return [
-        Source(
-            cluster=row.cluster,
-            complete_until=datetime.fromtimestamp(row.settled_to, UTC),
-            read_until=datetime.fromtimestamp(row.read_to, UTC),
-            trouble=row.trouble is not None,
-        )
-        for row in cursors
-    ]

@@ -96,26 +96,30 @@ def last_whole(period: str, today: date) -> tuple[date, date]:
     return first, after
 
 
-def bar(value: float | None, largest: float) -> str:
-    """A bar of eighths of a cell; anything above nothing is seen.
+def bar(value: float | str | None, largest: float) -> str:
+    """A bar of eighths of a cell; anything above nothing is seen. What is no number has none.
 
-    >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1)
-    (True, '', '', '▏')
+    >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1), bar("2026-11-30", 1)
+    (True, '', '', '▏', '')
     """
-    if not value or value < 0 or largest <= 0:
+    if not value or isinstance(value, str) or value < 0 or largest <= 0:
         return ""
     eighths = max(1, round(BAR * 8 * min(value / largest, 1)))
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def figure(value: float | None, unit: str) -> str:
+def figure(value: float | str | None, unit: str) -> str:
     """A figure for people; unknown is a question mark, never 0.
 
     >>> figure(None, "h"), figure(0.4567, "ratio"), figure(5400, "s"), figure(1234.56, "h"), figure(3, "jobs")
     ('?', '45.7 %', '1.5 h', '1,234.6', '3')
+    >>> figure("2026-11-30", "date"), figure("bad fan", "text"), figure(None, "text")
+    ('2026-11-30', 'bad fan', '')
     """
-    if value is None:
-        return "?"
+    if unit == "time" and isinstance(value, str):
+        return when(value)
+    if value is None or isinstance(value, str):
+        return value or ("" if unit == "text" else "?")
     if unit == "ratio":
         return f"{100 * value:.1f} %"
     if unit == "s":
@@ -233,7 +237,8 @@ def _filters(words: list[str]) -> dict[str, str]:
 def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> RenderableType:
     measures = found["report"]["measures"]
     first = sort or measures[0]["name"]
-    largest = max((line["values"][first] or 0 for line in found["lines"]), default=0)
+    sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
+    largest = max(sizes, default=0)
     lines = [(line, bar(line["values"][first], largest)) for line in found["lines"]]
     rows = [
         (*(line["key"][name] for name in found["by"]), Text(drawn, style="cyan"), *_figures(line, measures))
@@ -242,10 +247,10 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     if rows:
         blank = [""] * (len(found["by"]) - 1)
         rows.append((Text("total", style="bold"), *blank, "", *_figures(found["total"], measures)))
-    heads = (*(name.upper() for name in found["by"]), "", *(f"{one['title'].upper()}>" for one in measures))
+    heads = (*(name.upper() for name in found["by"]), "", *map(_head, measures))
     parts: list[RenderableType] = [
         Text(harmless(_headline(found)), style="bold"),
-        table(heads, rows, empty="No jobs in this period, or none that you may see."),
+        table(heads, rows, empty="Nothing in this period, or nothing that you may see."),
     ]
     if explain:
         rows_ = ((one["title"], one["definition"], one["definition_ko"]) for one in measures)
@@ -253,18 +258,25 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     return Group(*parts, Text(harmless("\n".join(_notes(found))), style="bright_black"))
 
 
+def _head(measure: dict[str, Any]) -> str:
+    """A figure's heading; numbers stand to the right."""
+    return f"{measure['title'].upper()}{'' if measure['unit'] in ('text', 'date', 'time') else '>'}"
+
+
 def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
-    """The figures; with the share of the jobs that have the data where that is not all."""
+    """The figures; with of how many jobs (or hours) they are known where that is not all."""
     shown = []
     for one in measures:
         text, known = figure(line["values"][one["name"]], one["unit"]), line["coverage"].get(one["name"])
-        partial = known and 0 < known["with_data"] < known["jobs"]
-        shown.append(f"{text} (of {known['with_data']}/{known['jobs']})" if partial else text)
+        partial = known and 0 < known["with_data"] < known["of"]
+        count = known and f"{known['with_data']}/{known['of']}{'' if known['counted'] == 'jobs' else ' h'}"
+        shown.append(f"{text} (of {count})" if partial else text)
     return shown
 
 
 def _headline(found: dict[str, Any]) -> str:
-    return f"{found['report']['title']}, {found['since']} to {found['until']} (UTC), {found['scope']}"
+    period = "as it is now" if found["report"]["now"] else f"{found['since']} to {found['until']} (UTC)"
+    return f"{found['report']['title']}, {period}, {found['scope']}"
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.accounting.definitions import REPORTS, Measure, Sums
+from broker.accounting.definitions import REPORTS
 from broker.accounting.histograms import ERROR, histogram, merged, quantile
+from broker.accounting.measures import Measure, Sums
 from broker.accounting.reports import DIMENSIONS, PERIODS, dimensions, period_bounds, period_name
+from broker.accounting.sources import SOURCES
 from broker.cli.report import last_whole
 from broker.slurm.states import SlurmState
 
@@ -63,7 +65,10 @@ def test_what_counts_as_lost_are_ends_that_slurm_knows() -> None:
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
 def test_a_report_is_split_by_dimensions_it_has(report) -> None:  # type: ignore[no-untyped-def]
-    assert set(report.by) <= set(dimensions(report)) <= set(DIMENSIONS)
+    assert set(report.by) <= set(dimensions(report))
+    assert report.source in SOURCES and (
+        report.source != "days" or set(dimensions(report)) <= set(DIMENSIONS)
+    )
 
 
 @given(DAYS, st.sampled_from(PERIODS))
