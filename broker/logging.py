@@ -15,20 +15,23 @@ import structlog
 
 
 class Event(StrEnum):
-    """Events of a job's life that programs may wait for in the log (DD-15), with their fields."""
+    """Events of a job's life that programs may wait for in the log (DD-15); `runs.journal` writes them.
+
+    All have job_id, process_id (the Slurm job id), run_id, component, attempt, and the request_id behind.
+    """
 
     JOB_SUBMITTED = "job_submitted"
-    """job_id, user_id, gpu_count, estimated_duration (seconds: the time limit), run_id, component"""
+    """user_id, gpu_count, estimated_duration (seconds: the time limit)"""
     JOB_STARTED = "job_started"
-    """job_id, process_id (the Slurm job id), cluster_path, run_id, component"""
+    """cluster_path, nodes"""
     JOB_COMPLETED = "job_completed"
-    """job_id, duration (seconds), final_metrics, run_id, component"""
+    """duration (seconds), final_metrics"""
     JOB_FAILED = "job_failed"
-    """job_id, duration (seconds), state, reason, run_id, component"""
+    """duration, state, reason, exit_code"""
     JOB_CANCELLED = "job_cancelled"
-    """job_id, run_id, component"""
+    """duration"""
     RESULTS_STORED = "results_stored"
-    """job_id, files, bytes, run_id, component"""
+    """files, bytes"""
 
 
 def configure_logging(format: Literal["json", "console"] = "json", level: str = "info") -> None:

@@ -34,7 +34,7 @@ class RequestScope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -45,6 +45,12 @@ class RequestScope:
         address = source_ip.set(client[0] if client else None)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        if scope["type"] == "websocket":
+            try:
+                await self.app(scope, receive, _greeting(send, request_id))
+            finally:
+                source_ip.reset(address)
+            return
         exchange = _Exchange(scope, receive, send, request_id, self.limit_of(scope["path"]))
         try:
             if refused := _refuse(scope, headers, exchange.limit):
@@ -60,6 +66,17 @@ class RequestScope:
         finally:
             exchange.finish()
             source_ip.reset(address)
+
+
+def _greeting(send: Send, request_id: str) -> Send:
+    """The same, with the request's id in the answer that opens a WebSocket."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return sending
 
 
 class _Exchange:

@@ -123,11 +123,24 @@ def needs(resources: Json) -> str:
 def progress(job: Json) -> str:
     """How far a running job has come, as `45 % (epoch 9/20), ends 2024-05-01 14:30`; or ""."""
     found = job.get("progress")
-    if not found or job["ended_at"]:
+    if job["ended_at"]:
         return ""
-    of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
-    end = f", ends {when(found['expected_end'])}" if found["expected_end"] else ""
-    return f"{100 * found['fraction']:.0f} %{of}{end}"
+    parts = []
+    if found:
+        of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
+        parts.append(f"{100 * found['fraction']:.0f} %{of}")
+    if end := job.get("expected_end"):
+        parts.append(_ENDS[end["source"]].format(when(end["at"]), end["runs"]))
+        if end["at"] > end["limit"]:
+            parts.append(f"its limit is {when(end['limit'])}")
+    return ", ".join(parts)
+
+
+_ENDS = {
+    "progress": "ends {}",
+    "history": "ends {} as its last {} did",
+    "time_limit": "ends by {}",
+}
 
 
 def _results(job: Json) -> str:

@@ -9,12 +9,18 @@ caller must not confuse have an error each:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
-from broker.errors import InvalidRequest
+import structlog
+
+from broker.errors import BrokerError, InvalidRequest
+
+log = structlog.get_logger("broker.hosts")
 
 Stdin = bytes | Iterable[bytes]
 """What a command reads: all of it, or chunks (of any size) that are pulled while the command runs."""
@@ -149,6 +155,32 @@ def program(argv: Sequence[str]) -> str:
     if "sudo" in argv[:3] and ACTING[0] in argv:
         argv = argv[argv.index(ACTING[0]) + len(ACTING) :]
     return next((word for word in argv if word != "env" and "=" not in word), argv[0])
+
+
+@contextmanager
+def logged(host: str, argv: Sequence[str], *, readonly: bool) -> Iterator[Callable[[Completed], Completed]]:
+    """Log a command that is run meanwhile, under the run's ids that are bound to the context.
+
+    Its program only, since arguments are long and may be a user's words. Hand what came of it to the
+    function that this gives. What only reads is logged at `debug`: there is a look every few seconds.
+    """
+    said: dict[str, int | str] = {}
+    began = time.perf_counter()
+
+    def note(done: Completed) -> Completed:
+        said["rc"] = done.rc
+        return done
+
+    try:
+        yield note
+    except BrokerError as error:
+        said["error"] = error.code
+        raise
+    finally:
+        took = round((time.perf_counter() - began) * 1000, 1)
+        (log.debug if readonly else log.info)(
+            "remote_command", host=host, program=program(argv), ms=took, **said
+        )
 
 
 def chunks_of(data: Stdin, size: int = 256 * 1024) -> Iterator[bytes]:

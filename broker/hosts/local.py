@@ -13,7 +13,16 @@ from contextlib import suppress
 from typing import IO
 
 from broker.errors import OutcomeUnknown, TransferInterrupted, Unreachable
-from broker.hosts.base import Completed, Stdin, checked_argv, chunks_of, clean_environment, gather, program
+from broker.hosts.base import (
+    Completed,
+    Stdin,
+    checked_argv,
+    chunks_of,
+    clean_environment,
+    gather,
+    logged,
+    program,
+)
 from broker.hosts.files import HostFiles, failure
 
 _STDERR_CAP = 2**20
@@ -41,6 +50,10 @@ class LocalHost(HostFiles):
         self, argv: Sequence[str], *, stdin: Stdin = b"", timeout: float, readonly: bool = False
     ) -> Completed:
         """See `Host.run`."""
+        with logged(self.name, argv, readonly=readonly) as note:
+            return note(self._run(argv, stdin, timeout, readonly))
+
+    def _run(self, argv: Sequence[str], stdin: Stdin, timeout: float, readonly: bool) -> Completed:
         child = self._start(argv)
         if child is None:
             return Completed(127, b"", f"{argv[0]}: command not found".encode())

@@ -22,7 +22,7 @@ import paramiko
 from paramiko.ssh_exception import SSHException
 
 from broker.errors import OutcomeUnknown, TransferInterrupted, Unreachable
-from broker.hosts.base import Completed, Stdin, checked_argv, chunks_of, gather, program
+from broker.hosts.base import Completed, Stdin, checked_argv, chunks_of, gather, logged, program
 from broker.hosts.files import HostFiles, failure
 from broker.hosts.link import Link, SshConfig, open_channel
 from broker.hosts.turns import Turns
@@ -80,6 +80,10 @@ class SshHost(HostFiles):
         self, argv: Sequence[str], *, stdin: Stdin = b"", timeout: float, readonly: bool = False
     ) -> Completed:
         """See `Host.run`."""
+        with logged(self.name, argv, readonly=readonly) as note:
+            return note(self._run(argv, stdin, timeout, readonly))
+
+    def _run(self, argv: Sequence[str], stdin: Stdin, timeout: float, readonly: bool) -> Completed:
         command, deadline = _command(argv), time.monotonic() + timeout
         again = readonly and isinstance(stdin, bytes)
         while True:

@@ -24,6 +24,7 @@ from broker.queueing.snapshot import WAITING, wish_of
 from broker.queueing.tables import PriorityRow
 from broker.queueing.wishes import Verdict, Wish
 from broker.runs.events import emit
+from broker.runs.journal import concerning
 from broker.runs.priority import Level
 from broker.runs.states import Gate, Phase
 from broker.runs.submission import back_off
@@ -89,7 +90,7 @@ class PriorityChanger:
                 for step in wishes.steps(wish, number, held=work.held, frozen=work.row.frozen)
             ]
             try:
-                with slurm_call(self._cluster, "priority"):
+                with concerning(work.run), slurm_call(self._cluster, "priority"):
                     adjusted = self._ctx.slurm(self._cluster).adjust(steps)
             except BrokerError as error:
                 self._write(work, wish, Verdict((), False, True, error.detail), None)

@@ -13,6 +13,7 @@ from broker.db import utcnow
 from broker.db.leases import Lease
 from broker.errors import BrokerError
 from broker.runs.events import emit
+from broker.runs.journal import concerning
 from broker.runs.states import Phase, RunState
 from broker.runs.tables import JobRow, RunRow
 
@@ -54,16 +55,8 @@ def remove_run_files(ctx: Context, cluster: str, lease: Lease, run_id: str) -> N
         if run.phase != Phase.DONE or run.removed_at is not None:
             return
         run.removed_at = utcnow()
-    try:
-        directory = run_dir(ctx.profile(cluster), run_id)
-        host = ctx.host_for(cluster, run.unix_account)
-        if host.stat(directory) is not None:
-            host.remove_tree(directory, MARKER)
-    except BrokerError as error:
-        log.warning("run_files_not_removed", run_id=run_id, detail=error.detail)
-        removed = False
-    else:
-        removed = True
+    with concerning(run):
+        removed = _removed(ctx, cluster, run)
     with ctx.db.write() as session:
         lease.confirm(session)
         run = session.get_one(RunRow, run_id, with_for_update=True)
@@ -71,3 +64,15 @@ def remove_run_files(ctx: Context, cluster: str, lease: Lease, run_id: str) -> N
             emit(session, run, "run_files_removed")
         else:
             run.removed_at = None
+
+
+def _removed(ctx: Context, cluster: str, run: RunRow) -> bool:
+    try:
+        directory = run_dir(ctx.profile(cluster), run.id)
+        host = ctx.host_for(cluster, run.unix_account)
+        if host.stat(directory) is not None:
+            host.remove_tree(directory, MARKER)
+    except BrokerError as error:
+        log.warning("run_files_not_removed", detail=error.detail)
+        return False
+    return True

@@ -28,6 +28,7 @@ from broker.errors import BrokerError, IntegrityError, NotFound, OutcomeUnknown,
 from broker.hosts import FileEntry, Host
 from broker.objects import Manifest, RefusedFile, StoredFile
 from broker.objects.manifest import manifest_key, object_key, why_refused
+from broker.runs import journal
 from broker.runs.events import emit
 from broker.runs.service import effective_spec, stored_spec
 from broker.runs.settling import settle
@@ -112,6 +113,10 @@ class Collector:
             spec = effective_spec(stored_spec(session, run), run.overrides)
         if job.storing != "pending":
             return
+        with journal.concerning(run):
+            self._collect(run, job, spec)
+
+    def _collect(self, run: RunRow, job: JobRow, spec: PipelineSpec) -> None:
         try:
             with collecting():
                 manifest, values, output_dir = self._store(run, job, spec)
@@ -263,6 +268,7 @@ class Collector:
                 stored(self._cluster, manifest.totals.bytes)
                 if job.state == JobState.COMPLETED:
                     self._on_stored(session, run, job, manifest)
+            journal.job_stored(run, job)
             if not RunState(run.state).final:
                 settle(self._ctx, session, run)
 

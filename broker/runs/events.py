@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.db import utcnow
+from broker.runs.journal import note_request, run_event
 from broker.runs.tables import EventRow, RunRow
 from broker.runs.telling import tell
-
-log = structlog.get_logger("broker.runs")
 
 EVENT_TYPES = {
     "run_requested": "The run was asked for",
@@ -55,9 +53,10 @@ def emit(session: Session, run: RunRow, event: str, **data: Any) -> None:
     assert event in EVENT_TYPES, event
     run.event_seq += 1
     run.updated_at = utcnow()
+    note_request(run)
     session.add(EventRow(run_id=run.id, seq=run.event_seq, at=run.updated_at, type=event, data=data))
     tell(session, run, event, data)
-    log.info(event, run_id=run.id, user_id=run.owner_id, **data)
+    run_event(run, event, data)
 
 
 def events_after(session: Session, run_id: str, seq: int, limit: int = 500) -> list[EventRow]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from broker.pipelines.schemas import NeedsApproval
+from broker.runs.expected import ExpectedEnd
 from broker.runs.log_lines import Level
 from broker.runs.progress import Progress
 from broker.runs.states import JobState, Phase, RunState
@@ -70,6 +71,7 @@ class JobView(BaseModel):
     progress: Progress | None = Field(
         description="What the program reported; null: nothing, which is not 0 %"
     )
+    expected_end: ExpectedEnd | None = Field(description="While it runs: when it is likely to end, and why")
     heartbeat_at: datetime | None = Field(description="Last sign of life that the broker saw while it ran")
     stalled_since: datetime | None = Field(description="Flagged: no sign of life for `heartbeat_timeout_s`")
 
@@ -89,6 +91,9 @@ class RunView(BaseModel):
     holds: list[str] = Field(description="submission | approval | quota | admin: why Slurm must not start it")
     priority_class: PriorityClass
     priority: Priority
+    request_id: str | None = Field(
+        description="`X-Request-ID` of the request that last asked for something of it: finds it in the log"
+    )
     unix_account: str | None = Field(description="Whom the jobs belong to; null: the broker's own account")
     pipeline_id: str
     pipeline_version: int

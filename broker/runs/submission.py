@@ -21,6 +21,7 @@ from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, InvalidRequest, OutcomeUnknown, SlurmRefused, Unreachable
+from broker.runs import journal
 from broker.runs.accounts import check_account, foreign
 from broker.runs.answers import Submitted, is_transient, parse_submission, refusal
 from broker.runs.events import emit
@@ -59,13 +60,17 @@ class Submitter:
 
     def advance(self, run_id: str) -> None:
         """Do whatever the run needs next, until it needs nothing more from here."""
+        run = self._read(run_id)
+        with journal.concerning(run):
+            self._advance(run)
+
+    def _advance(self, run: RunRow) -> None:
         steps: dict[Phase, Callable[[RunRow], bool]] = {
             Phase.PREPARING: self._prepare,
             Phase.SUBMITTING: self._submit,
             Phase.RELEASING: self._gates.follow,
             Phase.ACTIVE: self._gates.follow,
         }
-        run = self._read(run_id)
         try:
             while True:
                 if run.cancel_requested_at is not None:
@@ -74,7 +79,7 @@ class Submitter:
                 step = steps.get(Phase(run.phase))
                 if step is None or not step(run):
                     return
-                run = self._read(run_id)
+                run = self._read(run.id)
         except (Unreachable, OutcomeUnknown) as error:
             submission_failed(run, error)
             self._postpone(run, error)
@@ -177,6 +182,8 @@ class Submitter:
                 gpu_count=sum(job.resources.get("gpu_count") or 0 for job in jobs),
                 estimated_duration_s=sum(job.resources.get("time_s") or DEFAULT_TIME_S for job in jobs),
             )
+        for job in jobs:
+            journal.job_submitted(run, job, answer.ids[job.component])
         submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         return True
 

@@ -18,7 +18,8 @@ class RunRow(Base):
     at the request. `approved_plan_hash`, `approved_until`: what was approved, and how long that may be used.
     `gate`: how far the administrator hold in Slurm follows the set of holds (`holding`).
     `unix_account`: whom the jobs belong to; null: the broker's own account. `requested_qos`: the QOS that the
-    jobs are moved to before they are released; null: they stay in that of the plan.
+    jobs are moved to before they are released; null: they stay in that of the plan. `request_id`: of the
+    request that last asked for something of it (`journal`).
     """
 
     __tablename__ = "runs"
@@ -62,6 +63,7 @@ class RunRow(Base):
     tries: Mapped[int] = mapped_column(default=0)
     removed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     event_seq: Mapped[int] = mapped_column(default=0)
+    request_id: Mapped[str | None] = mapped_column(String(64))
     row_version: Mapped[int] = mapped_column()
 
     __mapper_args__ = {"version_id_col": row_version}  # noqa: RUF012 - SQLAlchemy's own form
@@ -69,6 +71,7 @@ class RunRow(Base):
         Index("ix_runs_cluster_phase", "cluster", "phase"),
         Index("ix_runs_tenant_id", "tenant", "id"),
         Index("ix_runs_owner_id_id", "owner_id", "id"),
+        Index("ix_runs_pipeline_id", "pipeline_id"),
     )
 
 
@@ -108,9 +111,9 @@ class SubmissionRow(Base):
 class JobRow(Base):
     """One component in one attempt. `name` is the unique key by which its Slurm job is found again.
 
-    `progress`: `progress.Progress`. `heartbeat_mark`: what the last sign of life looked like (`heartbeat`),
-    `heartbeat_at`: when the broker saw it. `stall_ended_at`: the broker ended it then
-    for its silence.
+    `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started. `heartbeat_mark`: what
+    the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker saw it. `stall_ended_at`:
+    the broker ended it then for its silence.
     """
 
     __tablename__ = "jobs"
@@ -147,6 +150,7 @@ class JobRow(Base):
     stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    usual: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     heartbeat_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     heartbeat_mark: Mapped[str | None] = mapped_column(String(40))
     stalled_since: Mapped[datetime | None] = mapped_column(UTCDateTime)

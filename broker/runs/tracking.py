@@ -27,8 +27,11 @@ from broker.db.leases import Lease, LeaseLost
 from broker.errors import BrokerError, Denied, Unreachable
 from broker.hosts import Host
 from broker.notifications import Kind, notify
+from broker.runs import journal
 from broker.runs.events import emit
+from broker.runs.expected import usual_of
 from broker.runs.gatekeeper import Gatekeeper
+from broker.runs.journal import duration
 from broker.runs.observation import (
     Known,
     Marker,
@@ -276,6 +279,7 @@ class Tracker:
             job.reason = f"{culprit} ended {failed[culprit]}"
             job.ended_at = utcnow()
             emit(session, run, "job_failed", component=name, state=job.state, culprit=culprit)
+            journal.job_ended(run, job)
 
     def _reap(self, seen: Mapping[str, Sighting]) -> None:
         """End in Slurm what is marked so and still lives there; repeated until squeue agrees.
@@ -378,7 +382,11 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
     if seen.state is JobState.UNKNOWN and before is not JobState.UNKNOWN:
         emit(session, run, "job_unknown", **about)
     if began(seen) and not before.occupies_nodes:
-        emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=f"{run.id}/{job.component}")
+        path = f"{run.id}/{job.component}"
+        emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=path)
+        journal.job_started(run, job, path)
+        earlier = usual_of(session, run, job)
+        job.usual = earlier.model_dump() if earlier is not None else None
     if seen.state.ended:
         ran = job.started_at is not None or seen.state is JobState.COMPLETED
         job.storing = "pending" if ran else "none"
@@ -386,6 +394,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
             emit(session, run, "job_completed", **about, duration_s=duration(job))
         else:
             emit(session, run, "job_failed", **about, reason=job.reason, exit_code=job.exit_code)
+        journal.job_ended(run, job)
         job_ended(run, job, duration(job))
     if run.started_at is None and job.started_at is not None:
         run.started_at = job.started_at
@@ -405,9 +414,5 @@ def give_up(session: Session, run: RunRow, job: JobRow) -> None:
     job.state, job.reap, job.ended_at = JobState.FAILED, True, utcnow()
     about = {"component": job.component, "job_id": job.slurm_job_id, "state": job.state}
     emit(session, run, "job_failed", **about, reason=job.reason, exit_code=None)
+    journal.job_ended(run, job)
     job_ended(run, job, 0.0)
-
-
-def duration(job: JobRow) -> float:
-    """Seconds a job ran; 0 when it never started."""
-    return (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0

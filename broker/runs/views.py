@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from broker.db import utcnow
 from broker.errors import NotFound
 from broker.identity import Principal, Role
 from broker.identity.tables import UserRow
 from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
+from broker.runs.expected import end_of
 from broker.runs.progress import Progress
 from broker.runs.schemas import JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
@@ -93,6 +95,7 @@ def view_job(job: JobRow) -> JobView:
             "state": state,
             "failure_class": failure_class(state, job.reason),
             "progress": Progress.model_validate(job.progress) if job.progress else None,
+            "expected_end": end_of(job, utcnow()),
             "slurm_job_name": job.name,
             "stored": job.storing,
         }

@@ -1,0 +1,102 @@
+"""When a running component is likely to end, and what says so.
+
+From its own progress where it reports some; else from how long the same component took in earlier runs of the
+pipeline with the same resources; else from its time limit, at which Slurm ends it whatever it has done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.compiler.profile import DEFAULT_TIME_S
+from broker.runs.journal import duration
+from broker.runs.progress import Progress
+from broker.runs.states import JobState
+from broker.runs.tables import JobRow, RunRow
+
+EARLIER = 20
+"""Runs of a component that its usual time is the median of: the newest that ended well."""
+_ALIKE = ("gpu_type", "gpu_count", "cpus", "memory_mib")
+"""Resources that decide how long a program takes; its time limit does not."""
+
+
+class Usual(BaseModel):
+    """How long a component usually takes."""
+
+    seconds: float
+    runs: int = Field(ge=1, description="Earlier runs that it is the median of")
+
+
+class ExpectedEnd(BaseModel):
+    """When a running component is likely to end."""
+
+    at: datetime
+    source: Literal["progress", "history", "time_limit"] = Field(
+        description="What says so: its own progress at its speed so far; the median of its earlier runs with "
+        "the same resources; or nothing but the limit"
+    )
+    runs: int | None = Field(description="`history`: how many earlier runs")
+    limit: datetime = Field(description="When Slurm ends it; progress that ends later will not end well")
+
+
+def usual_of(session: Session, run: RunRow, job: JobRow) -> Usual | None:
+    """How long this component took before: the newest runs of the pipeline, here, with such resources."""
+    query = (
+        select(JobRow)
+        .join(RunRow, RunRow.id == JobRow.run_id)
+        .where(
+            RunRow.pipeline_id == run.pipeline_id,
+            RunRow.cluster == run.cluster,
+            RunRow.tenant == run.tenant,
+            JobRow.component == job.component,
+            JobRow.state == JobState.COMPLETED,
+            JobRow.id != job.id,
+        )
+        .order_by(JobRow.ended_at.desc())
+        .limit(5 * EARLIER)
+    )
+    alike = [found for found in session.scalars(query) if _needs(found) == _needs(job)]
+    return usual([duration(found) for found in alike[:EARLIER]])
+
+
+def usual(seconds: Sequence[float]) -> Usual | None:
+    """The median of what it took; None when it never ran.
+
+    >>> usual([60.0, 80.0, 4000.0])
+    Usual(seconds=80.0, runs=3)
+    """
+    return Usual(seconds=median(seconds), runs=len(seconds)) if seconds else None
+
+
+def _needs(job: JobRow) -> tuple[object, ...]:
+    return tuple(job.resources.get(name) for name in _ALIKE)
+
+
+def expected_end(
+    started: datetime, time_s: int | None, progress: Progress | None, earlier: Usual | None, now: datetime
+) -> ExpectedEnd:
+    """The best that is known. What says a moment that has passed was wrong: the next best is believed."""
+    limit = started + timedelta(seconds=time_s or DEFAULT_TIME_S)
+    if progress is not None and progress.expected_end is not None and progress.expected_end > now:
+        return ExpectedEnd(at=progress.expected_end, source="progress", runs=None, limit=limit)
+    if earlier is not None and (end := started + timedelta(seconds=earlier.seconds)) > now:
+        return ExpectedEnd(at=end, source="history", runs=earlier.runs, limit=limit)
+    return ExpectedEnd(at=limit, source="time_limit", runs=None, limit=limit)
+
+
+def end_of(job: JobRow, now: datetime) -> ExpectedEnd | None:
+    """A job's expected end; None unless it runs."""
+    if job.state != JobState.RUNNING or job.started_at is None:
+        return None
+    said = Progress.model_validate(job.progress) if job.progress else None
+    if said is not None and said.restart != job.restarts:
+        said = None  # of an earlier start
+    earlier = Usual.model_validate(job.usual) if job.usual else None
+    return expected_end(job.started_at, job.resources.get("time_s"), said, earlier, now)
