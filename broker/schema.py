@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 import broker.accounting.tables
 import broker.api.idempotency
+import broker.accounting.waiting_tables
 import broker.approvals.tables
 import broker.audit.tables
 import broker.db.leases

@@ -5,10 +5,10 @@ Everything here runs within the caller's transaction, so rows, sums and cursor n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Table, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -49,6 +49,52 @@ class People:
 def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types: Mapping[str, str]) -> int:
     """Store jobs (none twice) and what they change in the sums; how many were new or different.
 
+class Owned(Protocol):
+    """What a job tells of whose it is."""
+
+    @property
+    def job_id(self) -> int:
+        """Slurm's raw id."""
+
+    @property
+    def array_id(self) -> int | None:
+        """The array's."""
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+
+    @property
+    def account(self) -> str:
+        """The Slurm account."""
+
+    @property
+    def unix_user(self) -> str:
+        """The Unix account."""
+
+
+class Owner(NamedTuple):
+    """Whose a job is, as the warehouse names it (`AccountingJobRow`)."""
+
+    run_id: str | None
+    tenant: str
+    user: str
+
+
+def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[[Owned], Owner]:
+    """Who owns which of these jobs: asked once for all of them."""
+    runs, names = _runs(session, people.cluster, jobs), _names(session)
+
+    def owner_of(job: Owned) -> Owner:
+        run = runs.get(job.name)
+        if run is not None and run[0] in {job.job_id, job.array_id}:
+            return Owner(*run[1:])
+        unix_name = names.get(job.unix_user, f"{people.cluster}:{job.unix_user}")
+        return Owner(None, _tenant(people, job.account), unix_name)
+
+    return owner_of
+
+
     `gpu_types`: by node list, for jobs whose TRES name no type.
     """
     exclusive(session, f"accounting {people.cluster}")
@@ -56,19 +102,15 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types
     fresh = [job for job in jobs if _differs(known.get((job.job_id, job.submit_at)), job)]
     if not fresh:
         return 0
-    runs, names = _runs(session, people.cluster, fresh), _names(session)
+    owner_of = owners(session, people, fresh)
     sums, rows = Sums(), []
     for job in fresh:
         before = known.get((job.job_id, job.submit_at))
         row = {name: getattr(job, name) for name in _COLUMNS}
         row |= {"cluster": people.cluster, "runaway": False}
         row["gpu_type"] = job.gpu_type or gpu_types.get(job.node_list, "") if job.gpu_count else ""
-        run = runs.get(job.name)
-        ours = run is not None and run[0] in {job.job_id, job.array_id}
-        row["run_id"] = run[1] if run and ours else None
-        row["tenant"] = run[2] if run and ours else _tenant(people, job.account)
-        unix_name = names.get(job.unix_user, f"{people.cluster}:{job.unix_user}")
-        row["user"] = run[3] if run and ours else unix_name
+        owner = owner_of(job)
+        row |= {"run_id": owner.run_id, "tenant": owner.tenant, "user": owner.user}
         _keep(row, before)
         row["counted_to"] = _counted_to(job, before)
         if before is not None:
@@ -114,7 +156,7 @@ def _counted_to(job: JobRecord, before: Mapping[str, Any] | None) -> int | None:
 
 
 def _runs(
-    session: Session, cluster: str, jobs: Iterable[JobRecord]
+    session: Session, cluster: str, jobs: Iterable[Owned]
 ) -> dict[str, tuple[int | None, str, str, str]]:
     """(Slurm id, run, tenant, user name) by job name: the broker's own jobs. Anyone may use their names:
     the id has to fit as well.

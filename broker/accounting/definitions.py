@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from broker.accounting.definitions_now import QUOTAS, WAITING
 from broker.accounting.histograms import ERROR, quantile
 from broker.accounting.measures import HOUR, Compute, Measure, Report, ratio
 
@@ -315,6 +316,8 @@ REPORTS: Final = {
             ("user",),
             (UNUSED_CORE_HOURS, UNTOUCHED_MEMORY, IDLE_GPU_HOURS, CORES_PER_GPU, CORE_HOURS, GPU_HOURS),
         ),
+        QUOTAS,
+        WAITING,
     )
 }
 """Every report by its name, in the order in which they are listed."""

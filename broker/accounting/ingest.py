@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import select
 
 from broker import metrics
-from broker.accounting import archive
+from broker.accounting import archive, waiting
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
 from broker.accounting.windows import Cursor, adapted, after, interrupted, started, too_wide
 from broker.context import Context
@@ -149,15 +149,19 @@ class Ingester:
     # ---- jobs that have not ended -------------------------------------------------------------------
 
     def _follow(self, now: int) -> None:
-        """Compare what has not ended with the queue: count what runs up to now, ask for what is not there."""
+        """Compare what has not ended with the queue: keep what waits, count what runs up to now, ask for what
+        is not there.
+        """
         query = select(AccountingJobRow.job_id, AccountingJobRow.submit_at).where(
             AccountingJobRow.cluster == self._cluster, AccountingJobRow.end_at.is_(None)
         )
         with self._ctx.db.read() as session:
             keys = [(row.job_id, row.submit_at) for row in session.execute(query.order_by("submit_at"))]
-        if not keys:
-            return
-        queue = {job.job_id for job in self._slurm().jobs().jobs if not job.state.finished}
+        look = self._slurm().jobs().jobs
+        with self._ctx.db.write() as session:
+            self._lease.confirm(session)
+            waiting.keep(session, self._people, look, now)
+        queue = {job.job_id for job in look if not job.state.finished}
         newest = dict(keys)  # of several attempts without an end, only the last can be in the queue
         there = [key for key in keys if key[0] in queue and newest[key[0]] == key[1]]
         for first in range(0, len(there), BATCH):

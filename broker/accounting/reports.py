@@ -30,6 +30,7 @@ from broker.accounting.definitions import LOST
 from broker.accounting.measures import Report, Sums, Value
 from broker.accounting.tables import AccountingDayRow, AccountingWaitRow
 from broker.identity import Principal, Role
+from broker.settings import QuotaSettings
 
 Rows = type[AccountingDayRow] | type[AccountingWaitRow]
 Key = tuple[str, ...]
@@ -56,7 +57,9 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for. `since` is in the period, `until` is not (days, UTC)."""
+    """What is asked for. `since` is in the period, `until` is not (days, UTC). `quotas`: the settings, which
+    hold for tenants without numbers of their own.
+    """
 
     report: Report
     since: date
@@ -64,6 +67,7 @@ class Wanted:
     by: tuple[str, ...]
     filters: Mapping[str, str] = field(default_factory=dict)
     sort: str | None = None
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
 
 
 @dataclass(frozen=True, slots=True)

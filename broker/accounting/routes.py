@@ -106,7 +106,7 @@ def show_report(
         _refuse(
             "?sort", "unknown_measure", f"There is no measure {sort!r} here; there are: {', '.join(measures)}"
         )
-    wanted = replace(asked, by=chosen, sort=sort)
+    wanted = replace(asked, by=chosen, sort=sort, quotas=ctx.settings.quotas)
     with ctx.db.read() as session:
         view = view_report(session, wanted, scope_of(principal), limit)
     if format == "json":

@@ -16,9 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.accounting import reports
+from broker.accounting.quota_report import quota_groups
 from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
+from broker.accounting.waiting_report import looked_at, waiting_groups
 
 Reader = Callable[[Session, Wanted, Scope], list[Group]]
 Ages = Callable[[Session], list[Source]]
@@ -38,9 +40,13 @@ def read_up_to(session: Session) -> list[Source]:
     ]
 
 
-SOURCES: Final[dict[str, Reader]] = {"days": reports.groups}
+SOURCES: Final[dict[str, Reader]] = {
+    "days": reports.groups,
+    "quotas": quota_groups,
+    "waiting": waiting_groups,
+}
 """Readers by the name in `Report.source`."""
-AGES: Final[dict[str, Ages]] = {}
+AGES: Final[dict[str, Ages]] = {"quotas": lambda session: [], "waiting": looked_at}
 """How old the data of a source is, where that is not the age of the jobs (`read_up_to`)."""
 
 

@@ -87,6 +87,17 @@ def list_queue(
     return QueueView(items=shown, total=len(visible), sources=sources)
 
 
+def explanations(session: Session, cluster: str) -> dict[int, Why]:
+    """Why each of the broker's own jobs waits, by Slurm's job id: the same that `list_queue` says of it."""
+    _, queue = stored(session, cluster)
+    jobs, facts = _read(session, cluster, queue, default_cpus=1)
+    return {
+        job.row.slurm_job_id: _why(job, position, facts.holds.get(job.run.id, {}))
+        for position, job in enumerate(jobs, 1)
+        if job.row.slurm_job_id is not None
+    }
+
+
 def _source(session: Session, cluster: str, taken_at: datetime | None) -> QueueSource:
     row = session.get(ClusterRow, cluster)
     return QueueSource(
