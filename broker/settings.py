@@ -31,6 +31,20 @@ PriorityClass = Literal["urgent-inference", "inference", "fine-tuning", "trainin
 
 RoleName = Literal["admin", "tenant_admin", "internal", "researcher", "viewer"]
 
+BadEnd = Literal[
+    "BOOT_FAIL",
+    "CANCELLED",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REQUEUED",
+    "TIMEOUT",
+]
+"""How an attempt ends that did not complete (Slurm's states)."""
+
 CONFIG_FILE_VARIABLE = "BROKER_CONFIG_FILE"
 
 
@@ -197,6 +211,16 @@ class ClusterSettings(_Section):
         pattern=r"^https?://[^?#\s]+$",
         description="Prometheus with the series of NVIDIA's dcgm-exporter: how busy GPUs are; unset: unknown",
     )
+    usage_interval_s: float = Field(
+        60, gt=0, description="Time between two looks at what running jobs use (one `sstat` per Unix account)"
+    )
+    gpu_sample_interval_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="How often a job with GPUs writes down how busy they are (`nvidia-smi`, where its node "
+        "has that); 0: never",
+    )
 
 
 class S3Settings(_Section):
@@ -359,6 +383,27 @@ class AccountingSettings(_Section):
         3600, ge=60, description="How late accounting may learn of a job; so much is read again each time"
     )
     history_days: int = Field(365, ge=0, description="How far back the first reading goes")
+    sample_s: int = Field(
+        30,
+        ge=0,
+        description="Time between two looks of Slurm at what jobs use (`JobAcctGatherFrequency`): advice takes "
+        "no peak of a shorter job for all that it needs",
+    )
+
+
+class CostSettings(_Section):
+    """What use costs. An admin enters prices with `broker prices set`."""
+
+    currency: str = Field(
+        "KRW",
+        pattern=r"^[A-Z]{3}$",
+        description="Currency of the prices (ISO 4217); those entered in another one do not hold",
+    )
+    exempt_outcomes: tuple[BadEnd, ...] = Field(
+        (),
+        description="Ends (Slurm's states) whose attempts are not charged: `NODE_FAIL`, `PREEMPTED`, …; "
+        "holds for the past as well",
+    )
 
 
 class QuotaSettings(_Section):
@@ -385,6 +430,9 @@ class ResourceSettings(_Section):
     )
     raw_days: float = Field(7, gt=0, description="Days that each of these is kept")
     hourly_days: float = Field(366, gt=0, description="Days that the means of hours are kept")
+    usage_raw_days: float = Field(
+        2, gt=0, description="Days that each look at what a job used is kept; its hours stay `hourly_days`"
+    )
 
 
 class Settings(BaseSettings):
@@ -427,6 +475,7 @@ class Settings(BaseSettings):
     accounting: AccountingSettings = Field(
         default_factory=AccountingSettings, description="The warehouse of all jobs"
     )
+    costs: CostSettings = Field(default_factory=CostSettings, description="What use costs")
     notifications: NotificationSettings = Field(
         default_factory=NotificationSettings, description="Telling people"
     )

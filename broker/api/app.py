@@ -12,12 +12,14 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from broker import __version__
+from broker.accounting.advice_routes import router as advice_router
 from broker.accounting.routes import router as reports_router
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.limits import router as limits_router
 from broker.api.middleware import JSON_LIMIT, RequestScope
 from broker.approvals.routes import router as approvals_router
 from broker.context import Context
+from broker.costs.routes import router as costs_router
 from broker.identity.key_routes import router as keys_router
 from broker.identity.oidc_routes import links_router, make_sign_on
 from broker.identity.oidc_routes import router as sign_on_router
@@ -94,6 +96,8 @@ def make_app() -> FastAPI:
         clusters.router,
         resources_router,
         reports_router,
+        advice_router,
+        costs_router,
         tenancy_router,
         identity_router,
         sign_on_router,

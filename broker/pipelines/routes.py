@@ -85,7 +85,7 @@ def list_pipelines(ctx: Ctx, page: PageParams, principal: Reader) -> Page[Pipeli
     """The tenant's pipelines, newest first."""
     with ctx.db.read() as session:
         rows, cursor = fetch(session, visible_pipelines(principal), PipelineRow.id, page)
-        return Page(items=_views(session, list(rows)), next_cursor=cursor)
+        return Page(items=view_pipelines(session, list(rows)), next_cursor=cursor)
 
 
 @router.post(
@@ -119,7 +119,7 @@ def validate_spec(data: Body, ctx: Ctx) -> Validation:
 def show_pipeline(ref: str, ctx: Ctx, principal: Reader) -> PipelineView:
     """One pipeline, by id or by the `pipeline_id` of its spec."""
     with ctx.db.read() as session:
-        return _views(session, [find_pipeline(session, principal, ref)])[0]
+        return view_pipelines(session, [find_pipeline(session, principal, ref)])[0]
 
 
 @router.delete("/{ref}", status_code=204)
@@ -187,7 +187,7 @@ def _store(
             return stored.response()
         pipeline, version, created = store_parsed(session, principal, spec, data.decode("utf-8-sig"), into)
         answer = StoredVersion(
-            pipeline=_views(session, [pipeline])[0],
+            pipeline=view_pipelines(session, [pipeline])[0],
             version=VersionSummary.model_validate(version),
             created=created,
             warnings=_warnings(spec),
@@ -201,7 +201,8 @@ def _warnings(spec: PipelineSpec) -> list[SpecProblem]:
     return [SpecProblem.model_validate(warning) for warning in warnings(spec)]
 
 
-def _views(session: Session, rows: list[PipelineRow]) -> list[PipelineView]:
+def view_pipelines(session: Session, rows: list[PipelineRow]) -> list[PipelineView]:
+    """Pipelines as they are shown."""
     owners = select(UserRow.id, UserRow.username).where(UserRow.id.in_({row.owner_id for row in rows}))
     names: dict[str, str] = dict(iter(session.execute(owners)))
     return [

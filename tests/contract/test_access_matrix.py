@@ -110,6 +110,14 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "GET /api/v1/runs/{run_id}/components/{component}/logs/lines": Probe(sees=of_run, of=DONE),
     "GET /api/v1/runs/{run_id}/components/{component}/logs/stream": Probe(sees=of_run, of=DONE),
     "GET /api/v1/runs/{run_id}/outputs": Probe(sees=of_run, of=DONE),
+    "GET /api/v1/runs/{run_id}/advice": Probe(sees=of_run, of=DONE),
+    "GET /api/v1/pipelines/{ref}/advice": TENANT,
+    "POST /api/v1/pipelines/{ref}/advice": Probe(
+        acts=owner,
+        good=409,
+        body={"version": 1},
+        note="nothing is advised: no job of it is in accounting; test_advice_api applies some",
+    ),
     "GET /api/v1/approvals": LIST,
     "GET /api/v1/approvals/{run_id}": Probe(sees=of_run, of=LARGE),
     "POST /api/v1/approvals/{run_id}/approve": Probe(of=LARGE),
@@ -146,6 +154,17 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "GET /api/v1/reports": Probe(),
     "GET /api/v1/reports/{report}": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
     "GET /api/v1/reports/{report}/jobs": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
+    "GET /api/v1/costs": (
+        Probe(hidden=200, lists=True),
+        Probe(hidden=200, query="?tenant=$tenant&user=$user"),
+        Probe(hidden=200, query="?tenant=$tenant&format=csv"),
+    ),
+    "GET /api/v1/runs/{run_id}/cost": RUN,
+    "GET /api/v1/prices": Probe(),
+    "POST /api/v1/prices": Probe(
+        good=201, body={"resource": "core_hour", "amount": "1", "valid_from": "2100-01-01"}
+    ),
+    "DELETE /api/v1/prices/{price_id}": Probe(good=404, note="test_costs_api withdraws one that is there"),
     "GET /api/v1/resources": Probe(),
     "GET /api/v1/resources/nodes": LIST,
     "GET /api/v1/resources/history": (
@@ -231,7 +250,7 @@ STANDS_FOR = {
     "delivery_id": "delivery",
     "webhook_id": "webhook",
 }
-FIXED = {"component": "trainer", "version": "1", "report": "usage"}
+FIXED = {"price_id": "price-0", "component": "trainer", "version": "1", "report": "usage"}
 APP = make_app()
 ROUTES = {
     f"{method} {route.path}": declared_permission(route)
