@@ -14,11 +14,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+import broker.accounting.event_tables
 import broker.accounting.tables
-import broker.api.idempotency
 import broker.accounting.waiting_tables
+import broker.api.idempotency
 import broker.approvals.tables
 import broker.audit.tables
+import broker.costs.tables
 import broker.db.leases
 import broker.identity.oidc_tables
 import broker.identity.tables
@@ -29,6 +31,7 @@ import broker.pipelines.tables
 import broker.queueing.tables
 import broker.quotas.tables
 import broker.resources.tables
+import broker.runs.measured
 import broker.runs.tables
 import broker.tenancy.tables  # noqa: F401 - imported for their tables
 from broker.audit.guard import ensure_guard

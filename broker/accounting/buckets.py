@@ -88,19 +88,27 @@ def _days(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
     start, end = job["start_at"], job["end_at"]
     if start is not None:
         yield _day(start), {"started": 1}
-        for day, seconds in spread(start, job["counted_to"] or start, job["elapsed_s"] if end else None):
-            yield (
-                day,
-                {
-                    "elapsed_s": seconds,
-                    "core_s": seconds * job["cpus"],
-                    "gpu_s": seconds * job["gpu_count"],
-                    "mem_mib_s": seconds * job["mem_mib"],
-                    "billing_s": seconds * job["billing"],
-                },
-            )
+        yield from allocated(job)
     if end is not None and job["state"] != SlurmState.REVOKED:  # a federation's copy that another one ran
         yield _day(end), {"ended": 1, **_efficiency(job)}
+
+
+def allocated(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
+    """What a job had on each day (UTC) it ran in: seconds, and these times what was allocated to it."""
+    start, ended = job["start_at"], job["end_at"] is not None
+    if start is None:
+        return
+    for day, seconds in spread(start, job["counted_to"] or start, job["elapsed_s"] if ended else None):
+        yield (
+            day,
+            {
+                "elapsed_s": seconds,
+                "core_s": seconds * job["cpus"],
+                "gpu_s": seconds * job["gpu_count"],
+                "mem_mib_s": seconds * job["mem_mib"],
+                "billing_s": seconds * job["billing"],
+            },
+        )
 
 
 def spread(start: int, end: int, elapsed_s: int | None = None) -> Iterator[tuple[date, int]]:

@@ -27,15 +27,17 @@ MAX_LINES = 10_000
 _MAX_BY = 4
 _DAYS = 30
 _Filter = Annotated[str | None, Query(max_length=255)]
+Since = Annotated[date | None, Query(description="First day (UTC); unset: 30 days before `until`")]
+Until = Annotated[
+    date | None, Query(description="First day (UTC) not in it; unset: tomorrow, so today is in it")
+]
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 
 
 async def wanted_report(
     report: str,
-    since: Annotated[date | None, Query(description="First day (UTC); unset: 30 days before `until`")] = None,
-    until: Annotated[
-        date | None, Query(description="First day (UTC) not in it; unset: tomorrow, so today is in it")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
     cluster: _Filter = None,
     tenant: _Filter = None,
     user: _Filter = None,
@@ -45,6 +47,11 @@ async def wanted_report(
     gpu_count: _Filter = None,
     size: Annotated[str | None, Query(max_length=2, description="CPUs per job as a power of two")] = None,
     outcome: Annotated[str | None, Query(max_length=32, description="Slurm's state")] = None,
+    node: _Filter = None,
+    began: Annotated[str | None, Query(max_length=32, description="When a node's event began (UTC)")] = None,
+    state: Annotated[str | None, Query(max_length=32, description="`down`, `drained` or `planned`")] = None,
+    reason: Annotated[str | None, Query(max_length=255, description="Of a node's event")] = None,
+    account: Annotated[str | None, Query(max_length=64, description="Slurm account")] = None,
 ) -> Wanted:
     """What a request asks for, but for how it is split; raises `InvalidRequest` or `NotFound`."""
     found = REPORTS.get(report)
@@ -60,14 +67,24 @@ async def wanted_report(
         "gpu_count": gpu_count,
         "size": size,
         "outcome": outcome,
+        "node": node,
+        "began": began,
+        "state": state,
+        "reason": reason,
+        "account": account,
     }
     filters = {name: value for name, value in given.items() if value is not None}
     _check_dimensions(found, list(filters), "")
+    return Wanted(found, *period(since, until), found.by, filters)
+
+
+def period(since: date | None, until: date | None) -> tuple[date, date]:
+    """The period that a request names, or the last 30 days; raises `InvalidRequest`."""
     after = until or utcnow().date() + timedelta(days=1)
     first = since or after - timedelta(days=_DAYS)
     if not _EARLIEST <= first < after <= _LATEST:
         _refuse("?since", "invalid_period", f"{first} to {after} is no period: name a since before until")
-    return Wanted(found, first, after, found.by, filters)
+    return first, after
 
 
 Asked = Annotated[Wanted, Depends(wanted_report)]

@@ -45,6 +45,7 @@ class Permission(StrEnum):
     CLUSTERS_READ = "clusters:read"
     CLUSTERS_MANAGE = "clusters:manage"
     REPORTS_READ = "reports:read"
+    PRICES_MANAGE = "prices:manage"
     RESOURCES_READ = "resources:read"
     NOTIFICATIONS_MANAGE = "notifications:manage"
     """An admin's: every tenant's; a tenant admin's: the own tenant's."""

@@ -81,6 +81,24 @@ def upgrade() -> None:
         batch_op.create_index("ix_accounting_days_day", ["day"], unique=False)
 
     op.create_table(
+        "accounting_events",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("end_at", sa.BigInteger(), nullable=True),
+        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.Column("lack", sa.String(length=10), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("who", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("parts", sa.JSON(), nullable=False),
+        sa.Column("unused", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster", "name", "start_at", name=op.f("pk_accounting_events")),
+    )
+    with op.batch_alter_table("accounting_events", schema=None) as batch_op:
+        batch_op.create_index("ix_accounting_events_cluster_end_at", ["cluster", "end_at"], unique=False)
+
+    op.create_table(
         "accounting_jobs",
         sa.Column("cluster", sa.String(length=64), nullable=False),
         sa.Column("job_id", sa.BigInteger(), nullable=False),
@@ -117,6 +135,7 @@ def upgrade() -> None:
         sa.Column("max_rss_mib", sa.BigInteger(), nullable=True),
         sa.Column("mem_in_tot_mib", sa.BigInteger(), nullable=True),
         sa.Column("gpu_util", sa.Double(), nullable=True),
+        sa.Column("gpu_util_by", sa.String(length=16), nullable=True),
         sa.Column("energy_j", sa.BigInteger(), nullable=True),
         sa.Column("run_id", sa.String(length=32), nullable=True),
         sa.Column("counted_to", sa.BigInteger(), nullable=True),
@@ -132,6 +151,51 @@ def upgrade() -> None:
         batch_op.create_index("ix_accounting_jobs_tenant_submit_at", ["tenant", "submit_at"], unique=False)
         batch_op.create_index("ix_accounting_jobs_user_submit_at", ["user", "submit_at"], unique=False)
 
+    op.create_table(
+        "accounting_looks",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("what", sa.String(length=10), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("read_to", sa.BigInteger(), nullable=False),
+        sa.Column("trouble", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("cluster", "what", name=op.f("pk_accounting_looks")),
+    )
+    op.create_table(
+        "accounting_packed",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("layout", sa.String(length=16), nullable=False),
+        sa.Column("days", sa.LargeBinary(), nullable=True),
+        sa.Column("waits", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("cluster", "day", name=op.f("pk_accounting_packed")),
+    )
+    op.create_table(
+        "accounting_queues",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("taken_at", sa.BigInteger(), nullable=False),
+        sa.Column("jobs", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster", name=op.f("pk_accounting_queues")),
+    )
+    op.create_table(
+        "accounting_shares",
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("account", sa.String(length=64), nullable=False),
+        sa.Column("unix_user", sa.String(length=64), nullable=False),
+        sa.Column("partition", sa.String(length=255), nullable=False),
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("user", sa.String(length=160), nullable=False),
+        sa.Column("raw_shares", sa.String(length=32), nullable=False),
+        sa.Column("norm_shares", sa.Double(), nullable=True),
+        sa.Column("raw_usage", sa.BigInteger(), nullable=False),
+        sa.Column("effective_usage", sa.Double(), nullable=True),
+        sa.Column("fair_share", sa.Double(), nullable=True),
+        sa.Column("level_fs", sa.Double(), nullable=True),
+        sa.Column("taken_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "cluster", "day", "account", "unix_user", "partition", name=op.f("pk_accounting_shares")
+        ),
+    )
     op.create_table(
         "accounting_waits",
         sa.Column("cluster", sa.String(length=64), nullable=False),
@@ -166,6 +230,32 @@ def upgrade() -> None:
         batch_op.create_index("ix_accounting_waits_day", ["day"], unique=False)
 
     op.create_table(
+        "prices",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("resource", sa.String(length=16), nullable=False),
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("partition", sa.String(length=255), nullable=False),
+        sa.Column("qos", sa.String(length=64), nullable=False),
+        sa.Column("gpu_type", sa.String(length=64), nullable=False),
+        sa.Column("amount", broker.db.types.ExactDecimal(length=32), nullable=True),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("valid_from", sa.Date(), nullable=False),
+        sa.Column("created_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("withdrawn_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("withdrawn_by", sa.String(length=64), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
+    )
+    with op.batch_alter_table("prices", schema=None) as batch_op:
+        batch_op.create_index(
+            "uq_prices_that_hold",
+            ["currency", "resource", "cluster", "partition", "qos", "gpu_type", "valid_from"],
+            unique=True,
+            sqlite_where=sa.text("withdrawn_at IS NULL"),
+            postgresql_where=sa.text("withdrawn_at IS NULL"),
+        )
+
+    op.create_table(
         "resource_samples",
         sa.Column("cluster", sa.String(length=64), nullable=False),
         sa.Column("step_s", sa.Integer(), autoincrement=False, nullable=False),
@@ -194,6 +284,48 @@ def upgrade() -> None:
         sa.Column("nodes", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("cluster", name=op.f("pk_resource_snapshots")),
     )
+    op.create_table(
+        "job_usage",
+        sa.Column("job_id", sa.String(length=32), nullable=False),
+        sa.Column("run_id", sa.String(length=32), nullable=False),
+        sa.Column("cluster", sa.String(length=64), nullable=False),
+        sa.Column("slurm_job_id", sa.BigInteger(), nullable=False),
+        sa.Column("restart", sa.Integer(), nullable=False),
+        sa.Column("first_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("taken_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("cpus", sa.Integer(), nullable=False),
+        sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+        sa.Column("gpus", sa.Integer(), nullable=False),
+        sa.Column("use", sa.JSON(), nullable=False),
+        sa.Column("gpu_util_sum", sa.Double(), nullable=False),
+        sa.Column("gpu_util_looks", sa.Integer(), nullable=False),
+        sa.Column("memory_peak_mib", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_usage_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_usage")),
+    )
+    with op.batch_alter_table("job_usage", schema=None) as batch_op:
+        batch_op.create_index("ix_job_usage_cluster_slurm_job_id", ["cluster", "slurm_job_id"], unique=False)
+        batch_op.create_index("ix_job_usage_run_id", ["run_id"], unique=False)
+
+    op.create_table(
+        "job_usage_samples",
+        sa.Column("job_id", sa.String(length=32), nullable=False),
+        sa.Column("step_s", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("cpu_n", sa.Integer(), nullable=False),
+        sa.Column("cpu_cores", sa.Double(), nullable=False),
+        sa.Column("memory_n", sa.Integer(), nullable=False),
+        sa.Column("memory_mib", sa.Double(), nullable=False),
+        sa.Column("gpu_util_n", sa.Integer(), nullable=False),
+        sa.Column("gpu_util", sa.Double(), nullable=False),
+        sa.Column("gpu_memory_n", sa.Integer(), nullable=False),
+        sa.Column("gpu_memory_mib", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_usage_samples_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", "step_s", "at", name=op.f("pk_job_usage_samples")),
+    )
+    with op.batch_alter_table("job_usage_samples", schema=None) as batch_op:
+        batch_op.create_index("ix_job_usage_samples_step_s_at", ["step_s", "at"], unique=False)
+
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("progress", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("usual", sa.JSON(), nullable=True))
@@ -229,12 +361,33 @@ def downgrade() -> None:
         batch_op.drop_column("usual")
         batch_op.drop_column("progress")
 
+    with op.batch_alter_table("job_usage_samples", schema=None) as batch_op:
+        batch_op.drop_index("ix_job_usage_samples_step_s_at")
+
+    op.drop_table("job_usage_samples")
+    with op.batch_alter_table("job_usage", schema=None) as batch_op:
+        batch_op.drop_index("ix_job_usage_run_id")
+        batch_op.drop_index("ix_job_usage_cluster_slurm_job_id")
+
+    op.drop_table("job_usage")
     op.drop_table("resource_snapshots")
     op.drop_table("resource_samples")
+    with op.batch_alter_table("prices", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_prices_that_hold",
+            sqlite_where=sa.text("withdrawn_at IS NULL"),
+            postgresql_where=sa.text("withdrawn_at IS NULL"),
+        )
+
+    op.drop_table("prices")
     with op.batch_alter_table("accounting_waits", schema=None) as batch_op:
         batch_op.drop_index("ix_accounting_waits_day")
 
     op.drop_table("accounting_waits")
+    op.drop_table("accounting_shares")
+    op.drop_table("accounting_queues")
+    op.drop_table("accounting_packed")
+    op.drop_table("accounting_looks")
     with op.batch_alter_table("accounting_jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_accounting_jobs_user_submit_at")
         batch_op.drop_index("ix_accounting_jobs_tenant_submit_at")
@@ -243,6 +396,10 @@ def downgrade() -> None:
         batch_op.drop_index("ix_accounting_jobs_cluster_end_at")
 
     op.drop_table("accounting_jobs")
+    with op.batch_alter_table("accounting_events", schema=None) as batch_op:
+        batch_op.drop_index("ix_accounting_events_cluster_end_at")
+
+    op.drop_table("accounting_events")
     with op.batch_alter_table("accounting_days", schema=None) as batch_op:
         batch_op.drop_index("ix_accounting_days_day")
 

@@ -1,0 +1,77 @@
+"""Costs as the lines of an invoice: CSV (RFC 4180), one line per tenant, user, resource and price."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+
+from sqlalchemy.orm import Session
+
+from broker.accounting.reports import Scope, Wanted
+from broker.audit.reading import csv_text
+from broker.costs.pricing import Fate, Item, PriceBook, itemized, rounded
+from broker.costs.usage import Pricing, uses
+
+COLUMNS = (
+    *("tenant", "user", "resource", "cluster", "partition", "qos", "gpu_type", "status", "price"),
+    *("since", "until", "hours", "unit_price", "amount", "currency"),
+)
+BY = ("tenant", "user")
+
+
+def invoice_csv(
+    session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, currency: str, *, mark: bool
+) -> str:
+    """The invoice of a period, the total last. `mark`: begin with a byte order mark, without which Excel
+    takes UTF-8 for something else.
+
+    Each amount is rounded once, and the total is their sum. `since` and `until` (not in it): the part of the
+    period in which the price held. `cluster` to `gpu_type`: for what the price holds; of what is unpriced,
+    where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
+    """
+    items = itemized(pricing.book, uses(session, wanted, scope, pricing))
+    rows, total = [], Decimal()
+    for item in _merged(items):
+        cost = None if item.fate is Fate.EXEMPT or item.cost is None else rounded(item.cost, currency)
+        total += cost or 0
+        since, until = _held(pricing.book, item, wanted.since, wanted.until)
+        price, unit = (item.price.id, item.price.amount) if item.price else ("", None)
+        status = "unpriced" if item.price is None else "exempt" if item.fate is Fate.EXEMPT else "charged"
+        what = (*item.key, item.resource.value, *item.place, status, price)
+        figures = (hours(item.hours), _text(unit), _text(cost))
+        rows.append([*what, f"{since}", f"{until}", *figures, currency])
+    last = ["total", *[""] * 8, f"{wanted.since}", f"{wanted.until}", "", "", f"{total:f}", currency]
+    return ("\ufeff" if mark else "") + csv_text([COLUMNS, *rows, last])
+
+
+def hours(amount: Fraction) -> str:
+    """Hours with four digits after the point.
+
+    >>> hours(Fraction(1, 3)), hours(Fraction(12))
+    ('0.3333', '12.0000')
+    """
+    return f"{Decimal(round(amount * 10_000)).scaleb(-4):f}"
+
+
+def _text(amount: Decimal | None) -> str:
+    return "" if amount is None else f"{amount:f}"
+
+
+def _merged(items: list[Item]) -> Iterator[Item]:
+    """One item of what is charged, whether the cluster ended it or not."""
+    found: dict[tuple[object, ...], Item] = {}
+    for item in items:
+        fate = Fate.OWN if item.fate is Fate.FAULT else item.fate
+        key = (item.key, item.resource, item.place, item.price, fate)
+        before = found[key].amount if key in found else 0
+        found[key] = Item(item.key, fate, item.resource, item.place, item.price, before + item.amount)
+    yield from found.values()
+
+
+def _held(book: PriceBook, item: Item, since: date, until: date) -> tuple[date, date]:
+    if item.price is None:
+        return since, until
+    end = book.until(item.price)
+    return max(since, item.price.valid_from), min(until, end or until)

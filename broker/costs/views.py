@@ -1,0 +1,129 @@
+"""Costs as the API shows them: items added up into lines, each rounded once, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+from itertools import groupby
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.accounting.reports import PERIODS, Scope, Wanted
+from broker.accounting.sources import read_up_to
+from broker.accounting.tables import AccountingJobRow
+from broker.costs.pricing import Fate, Item, itemized, rounded
+from broker.costs.schemas import CostLine, CostView, JobCost, RunCost
+from broker.costs.service import book_of
+from broker.costs.usage import Pricing, of_job, uses
+from broker.runs.states import RunState
+from broker.runs.tables import JobRow, RunRow
+from broker.settings import CostSettings
+
+_DIGITS = 4
+"""Of hours."""
+
+
+def pricing_of(session: Session, settings: CostSettings) -> Pricing:
+    """The prices that hold, and what is not charged."""
+    return Pricing(book_of(session, settings.currency), settings.exempt_outcomes)
+
+
+def view_costs(
+    session: Session, wanted: Wanted, scope: Scope, settings: CostSettings, limit: int
+) -> CostView:
+    """Costs of a period by line: in the order of time where that is asked for, else the most first."""
+    pricing = pricing_of(session, settings)
+    items = itemized(pricing.book, uses(session, wanted, scope, pricing))
+    lines = [
+        _line(dict(zip(wanted.by, key, strict=True)), of, settings.currency) for key, of in by_line(items)
+    ]
+    if not any(name in PERIODS for name in wanted.by):
+        lines.sort(key=lambda line: (line.amount is None, -(line.amount or 0), tuple(line.key.values())))
+    return CostView(
+        currency=settings.currency,
+        since=wanted.since,
+        until=wanted.until,
+        by=wanted.by,
+        filters=dict(wanted.filters),
+        scope=str(scope),
+        lines=lines[:limit],
+        left_out=max(0, len(lines) - limit),
+        total=_total(lines, items),
+        sources=read_up_to(session),
+    )
+
+
+def by_line(items: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
+    """The items of each line, by its key."""
+    return [(key, list(of)) for key, of in groupby(items, lambda item: item.key)]
+
+
+def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunCost:
+    """What a run costs, attempt by attempt; raises nothing where accounting knows none of it yet."""
+    pricing = pricing_of(session, settings)
+    names = {job.name: job for job in session.scalars(select(JobRow).where(JobRow.run_id == run.id))}
+    query = select(AccountingJobRow).where(AccountingJobRow.run_id == run.id)
+    found = session.scalars(query.order_by(AccountingJobRow.submit_at, AccountingJobRow.job_id)).all()
+    lines, items = [], []
+    for row in found:
+        job = names.get(row.name)
+        key = (job.component if job else "", f"{job.attempt}" if job else "", f"{row.job_id}", row.state)
+        columns = {column.name: getattr(row, column.name) for column in row.__table__.columns}
+        own = itemized(pricing.book, of_job(columns, key, pricing.exempt))
+        line = _line(
+            dict(zip(("component", "attempt", "job", "state"), key, strict=True)), own, settings.currency
+        )
+        times = {"started_at": _moment(row.start_at), "counted_to": _moment(row.counted_to)}
+        lines.append(JobCost(**dict(line), **times))
+        items += own
+    submitted = {name for name, job in names.items() if job.submitted_at is not None}
+    ended = RunState(run.state).final and all(row.end_at is not None for row in found)
+    return RunCost(
+        run_id=run.id,
+        currency=settings.currency,
+        complete=ended and submitted <= {row.name for row in found},
+        jobs=lines,
+        total=_total(lines, items),
+        sources=read_up_to(session),
+    )
+
+
+def _line(key: dict[str, str], items: Sequence[Item], currency: str) -> CostLine:
+    def charged(*fates: Fate) -> Decimal | None:
+        costs = [item.cost for item in items if item.fate in fates]
+        known = [cost for cost in costs if cost is not None]
+        return rounded(sum(known, Fraction()), currency) if known else None
+
+    amounts = {"amount": charged(Fate.OWN, Fate.FAULT), "faults": charged(Fate.FAULT)}
+    return CostLine(key=key, **amounts, exempt=charged(Fate.EXEMPT), **_hours(items))
+
+
+def _total(lines: Sequence[CostLine], items: Sequence[Item]) -> CostLine:
+    """The sum of the lines as they are shown; hours have nothing to be rounded to."""
+
+    def added(name: str) -> Decimal | None:
+        known = [amount for line in lines if (amount := getattr(line, name)) is not None]
+        return sum(known, Decimal()) if known else None
+
+    amounts = {name: added(name) for name in ("amount", "faults", "exempt")}
+    return CostLine(key={}, **amounts, **_hours(items))
+
+
+def _hours(items: Iterable[Item]) -> dict[str, dict[str, float]]:
+    """Hours by resource: those that are in the amount, and those that have no price."""
+    found: dict[str, dict[str, Fraction]] = {"hours": {}, "unpriced": {}}
+    for item in items:
+        if item.price is None or item.fate is not Fate.EXEMPT:
+            of = found["unpriced" if item.price is None else "hours"]
+            of[item.resource] = of.get(item.resource, Fraction()) + item.hours
+    return {
+        name: {str(one): round(float(hours), _DIGITS) for one, hours in of.items()}
+        for name, of in found.items()
+    }
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,356 @@
+"""Prices and costs on a real database: figures against the jobs one by one, who sees what, what stays."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import random
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from broker.audit.tables import AuditRow
+from broker.costs.pricing import PER_HOUR, Place, Resource
+from broker.costs.service import book_of
+from broker.identity import Role
+from broker.settings import CostSettings
+from tests.accounting import at, job, keep
+from tests.api_support import Api, codes, context
+from tests.postgres import fresh_database
+
+NUMBER = itertools.count()
+OCTOBER = {"since": "2026-10-01", "until": "2026-11-01"}
+DAY = 86_400
+PRICES: tuple[dict[str, Any], ...] = (  # the narrower and the later first: what was charged stays
+    {"resource": "core_hour", "amount": "0", "valid_from": "2026-10-20", "partition": "debug"},
+    {"resource": "core_hour", "amount": "12.5", "valid_from": "2026-10-15"},
+    {"resource": "core_hour", "amount": "10", "valid_from": "2026-09-01"},
+    {"resource": "gpu_hour", "amount": "900", "valid_from": "2026-10-10", "qos": "idle"},
+    {"resource": "gpu_hour", "amount": "1500.000001", "valid_from": "2026-10-01", "gpu_type": "a100"},
+    {"resource": "gib_hour", "amount": "0.333333", "valid_from": "2026-10-03"},
+)
+
+
+def made_jobs() -> list[dict[str, Any]]:
+    """Two months of two tenants: some over midnight, some of the broker's runs, some without a price."""
+    chance, jobs = random.Random(11), []
+    for number in range(1, 160):
+        gpus = chance.choice((0, 0, 1, 4))
+        tenant = chance.choice(("team-a", "team-b"))
+        jobs.append(
+            job(
+                number,
+                at("2026-09-20T00:00") + chance.randrange(50 * DAY),
+                run_s=chance.randrange(1, 3 * DAY),
+                tenant=tenant,
+                user={"team-a": chance.choice(("ann", "bob")), "team-b": "eve"}[tenant],
+                partition=chance.choice(("gpu", "debug")),
+                qos=chance.choice(("normal", "idle")),
+                cpus=chance.choice((1, 8, 48)),
+                mem_mib=chance.choice((1000, 65_536)),
+                gpu_count=gpus,
+                gpu_type=chance.choice(("a100", "v100")) if gpus else "",
+                state=chance.choice(("COMPLETED", "COMPLETED", "FAILED", "NODE_FAIL", "PREEMPTED")),
+                run_id=chance.choice((None, "run-1", "run-2", "run-3")),
+            )
+        )
+    return jobs
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
+    url = None
+    if request.param == "postgres":
+        url = fresh_database(request.getfixturevalue("postgres_url"), f"costs{next(NUMBER)}")
+    with context(tmp_path / "data", url) as ctx:
+        made = Api(ctx)
+        made.add("root", Role.ADMIN)
+        made.add("boss", Role.TENANT_ADMIN, "team-a")
+        made.add("eye", Role.VIEWER, "team-a")
+        for name, tenant in (("ann", "team-a"), ("bob", "team-a"), ("eve", "team-b")):
+            made.add(name, tenant=tenant)
+        with ctx.db.write() as session:
+            keep(session, *made_jobs())
+        yield made
+
+
+def enter(api: Api, *prices: dict[str, Any]) -> list[str]:
+    found = []
+    for body in prices:
+        answer = api.call("POST", "/prices", "root", json=body)
+        assert answer.status_code == 201, answer.text
+        found.append(answer.json()["id"])
+    return found
+
+
+def costs(api: Api, who: str = "root", **params: Any) -> dict[str, Any]:
+    answer = api.call("GET", "/costs", who, params=OCTOBER | params)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def invoice(api: Api, who: str = "root", **params: Any) -> list[dict[str, str]]:
+    answer = api.call("GET", "/costs", who, params=OCTOBER | {"format": "csv"} | params)
+    assert answer.status_code == 200, answer.text
+    return list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
+
+
+def one_by_one(
+    api: Api, by: tuple[str, ...], since: str = "2026-10-01", until: str = "2026-11-01", **wanted: Any
+) -> tuple[dict[tuple[str, ...], Fraction], dict[tuple[str, ...], Fraction]]:
+    """Costs and hours without a price by line: each second of each job, at the price of its day."""
+    with api.ctx.db.read() as session:
+        book = book_of(session, "KRW")
+    paid: dict[tuple[str, ...], Fraction] = {}
+    left: dict[tuple[str, ...], Fraction] = {}
+    for one in made_jobs():
+        if any(one[name] != value for name, value in wanted.items()) or (
+            "run_id" in by and not one["run_id"]
+        ):
+            continue
+        had = (one["cpus"], one["gpu_count"], one["mem_mib"])
+        key = tuple(one[name] for name in by)
+        for begin in range(at(f"{since}T00:00"), at(f"{until}T00:00"), DAY):
+            seconds = min(one["end_at"], begin + DAY) - max(one["start_at"], begin)
+            for resource, count in zip(Resource, had, strict=False):
+                if seconds > 0 and count:
+                    hours = Fraction(seconds * count, PER_HOUR[resource])
+                    place = Place("main", one["partition"], one["qos"], one["gpu_type"])
+                    price = book.holding(resource, place, datetime.fromtimestamp(begin, UTC).date())
+                    if price is None or price.amount is None:
+                        left[key] = left.get(key, Fraction()) + hours
+                    else:
+                        paid[key] = paid.get(key, Fraction()) + hours * Fraction(price.amount)
+    return paid, left
+
+
+def test_costs_are_what_the_jobs_say_one_by_one(api: Api) -> None:
+    enter(api, *PRICES)
+    for by in (("tenant",), ("user", "partition"), ("qos", "gpu_type"), ("run",)):
+        view = costs(api, by=by)
+        paid, left = one_by_one(api, tuple("run_id" if name == "run" else name for name in by))
+        told = {tuple(line["key"].values()): line for line in view["lines"]}
+        assert {key: line["amount"] for key, line in told.items() if line["amount"] is not None} == {
+            key: str(round(amount)) for key, amount in paid.items()
+        }
+        assert {key: sum(line["unpriced"].values()) for key, line in told.items() if line["unpriced"]} == {
+            key: pytest.approx(float(hours), abs=1e-3) for key, hours in left.items()
+        }
+        assert Decimal(view["total"]["amount"]) == sum(Decimal(line["amount"] or 0) for line in view["lines"])
+
+
+def test_months_and_days_add_up_to_the_period(api: Api) -> None:
+    enter(api, *PRICES)
+    for time in ("month", "week", "day"):
+        view = costs(api, by=[time, "user"], since="2026-09-01", until="2026-12-01")
+        paid, _ = one_by_one(api, (), since="2026-09-01", until="2026-12-01")
+        off = abs(Fraction(view["total"]["amount"]) - paid[()])
+        assert off <= Fraction(len(view["lines"]), 2), "each line is rounded once"
+        keys = [tuple(line["key"].values()) for line in view["lines"]]
+        assert keys == sorted(keys)
+
+
+def test_an_invoice_has_each_resource_at_each_price_and_its_lines_add_up(api: Api) -> None:
+    first = enter(api, *PRICES)
+    *lines, total = invoice(api)
+    assert sum(Decimal(line["amount"] or 0) for line in lines) == Decimal(total["amount"])
+    assert total["tenant"] == "total" and {line["currency"] for line in lines} == {"KRW"}
+    exact, _ = one_by_one(api, ())
+    assert abs(Fraction(total["amount"]) - exact[()]) <= Fraction(len(lines), 2)
+    cores = [line for line in lines if line["resource"] == "core_hour" and line["user"] == "bob"]
+    held = {(line["price"], line["since"], line["until"], line["unit_price"]) for line in cores}
+    assert held == {
+        (first[2], "2026-10-01", "2026-10-15", "10"),
+        (first[1], "2026-10-15", "2026-11-01", "12.5"),
+        (first[0], "2026-10-20", "2026-11-01", "0"),
+    }
+    for line in lines:
+        if line["status"] == "charged":
+            amount = Decimal(line["hours"]) * Decimal(line["unit_price"])
+            assert abs(amount - Decimal(line["amount"])) < 1, line
+    loose = [line for line in lines if line["status"] == "unpriced"]
+    assert {line["gpu_type"] for line in loose if line["resource"] == "gpu_hour"} >= {"v100"}
+    assert {(line["unit_price"], line["amount"]) for line in loose} == {("", "")}
+
+
+def test_an_invoice_can_leave_out_the_mark_and_holds_no_formula(api: Api) -> None:
+    enter(api, *PRICES)
+    with api.ctx.db.write() as session:
+        keep(session, job(900, at("2026-10-20T00:00"), user="=1+1"))
+    assert "'=1+1" in {line["user"] for line in invoice(api)}
+    for mark in (True, False):
+        answer = api.call("GET", "/costs", "root", params=OCTOBER | {"format": "csv", "bom": mark})
+        assert answer.content.startswith(b"\xef\xbb\xbf") is mark
+    assert answer.headers["content-disposition"] == 'attachment; filename="invoice-2026-10-01-2026-11-01.csv"'
+
+
+def test_without_any_price_everything_is_hours_and_nothing_an_amount(api: Api) -> None:
+    total = costs(api)["total"]
+    assert total["amount"] is None and total["hours"] == {}
+    assert set(total["unpriced"]) == {"core_hour", "gpu_hour", "gib_hour"}
+    assert {line["status"] for line in invoice(api)[:-1]} == {"unpriced"}
+
+
+def test_everybody_sees_the_costs_that_the_role_allows(api: Api) -> None:
+    enter(api, *PRICES)
+    everybody, team = {"ann", "bob", "eve"}, {"ann", "bob"}
+    for who, users in (("root", everybody), ("boss", team), ("eye", team), ("ann", {"ann"})):
+        for params in ({}, {"tenant": "team-b"}, {"user": "eve"}):
+            for found in (
+                costs(api, who, by="user", **params),
+                costs(api, who, by=["run", "user"], **params),
+            ):
+                assert {line["key"]["user"] for line in found["lines"]} <= users
+            assert {line["user"] for line in invoice(api, who, **params)[:-1]} <= users
+        assert {line["key"]["user"] for line in costs(api, who, by="user")["lines"]} == users
+        denied = api.call("POST", "/prices", who, json=PRICES[0]).status_code
+        assert denied == (409 if who == "root" else 403)
+
+
+def test_filters_narrow_costs_by_day_and_by_run(api: Api) -> None:
+    enter(api, *PRICES)
+    for by in (("tenant",), ("run",)):
+        paid, _ = one_by_one(
+            api, tuple("run_id" if name == "run" else name for name in by), user="bob", state="FAILED"
+        )
+        view = costs(api, by=by, user="bob", outcome="FAILED")
+        told = {tuple(line["key"].values()): line["amount"] for line in view["lines"]}
+        assert told == {key: str(round(amount)) for key, amount in paid.items()} and told
+
+
+# ---- prices -----------------------------------------------------------------------------------------
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def price(**changes: Any) -> dict[str, Any]:
+    return {"resource": "core_hour", "amount": "7", "valid_from": f"{today() + timedelta(days=3)}"} | changes
+
+
+def test_a_price_is_kept_digit_by_digit_and_leaves_a_trace(api: Api) -> None:
+    (made,) = enter(api, price(amount="123456789012.345678", partition="gpu"))
+    (shown,) = api.call("GET", "/prices", "ann").json()["items"]
+    assert (shown["amount"], shown["currency"], shown["state"]) == ("123456789012.345678", "KRW", "future")
+    with api.ctx.db.read() as session:
+        (row,) = session.scalars(select(AuditRow).where(AuditRow.object_id == made))
+        assert (row.action, row.actor_name) == ("price.set", "root")
+        assert row.after and row.after["amount"] == "123456789012.345678"
+
+
+def test_a_price_gives_way_to_the_next_and_can_be_withdrawn_until_it_holds(api: Api) -> None:
+    later = price(valid_from=f"{today() + timedelta(days=9)}", amount="8")
+    first, second = enter(api, price(valid_from=f"{today()}"), later)
+    shown = {one["id"]: one for one in api.call("GET", "/prices", "root").json()["items"]}
+    assert (shown[first]["state"], shown[first]["valid_until"]) == ("holds", later["valid_from"])
+    answer = api.call("DELETE", f"/prices/{first}", "root")
+    assert (answer.status_code, "holds since" in answer.text) == (409, True)
+    assert api.call("DELETE", f"/prices/{second}", "root").status_code == 204
+    assert "withdrawn already" in api.call("DELETE", f"/prices/{second}", "root").text
+    assert [one["id"] for one in api.call("GET", "/prices", "root").json()["items"]] == [first]
+    every = {one["id"]: one for one in api.call("GET", "/prices?all=true", "root").json()["items"]}
+    assert every[second]["state"] == "withdrawn" and every[second]["withdrawn_by"] == "root"
+    assert every[first]["valid_until"] is None
+    (again,) = enter(api, later)
+    assert again != second
+    with api.ctx.db.read() as session:
+        rows = session.scalars(select(AuditRow).where(AuditRow.object_id == second).order_by(AuditRow.id))
+        assert [row.action for row in rows] == ["price.set", "price.withdraw"]
+
+
+def test_what_was_charged_stays(api: Api) -> None:
+    enter(api, *PRICES)
+
+    def charged() -> Any:
+        lines = [line for line in invoice(api) if line["status"] != "unpriced"]
+        return costs(api, by=["tenant", "partition", "qos", "gpu_type"]), lines
+
+    before = charged()
+    for late in (
+        {"resource": "core_hour", "amount": "1", "valid_from": "2026-10-05"},
+        {"resource": "core_hour", "amount": "1", "valid_from": "2026-10-05", "cluster": "main"},
+        {"resource": "core_hour", "amount": None, "valid_from": "2026-10-16"},
+    ):
+        answer = api.call("POST", "/prices", "root", json=late)
+        assert answer.status_code == 409, answer.text
+        assert "stays so" in answer.json()["detail"]
+    enter(api, price(), price(cluster="main"))
+    assert charged() == before
+    (new,) = enter(
+        api, {"resource": "gpu_hour", "amount": "5", "valid_from": "2026-10-01", "gpu_type": "v100"}
+    )
+    assert {line["price"] for line in invoice(api) if line["gpu_type"] == "v100"} == {new}
+
+
+def test_two_prices_for_one_place_from_one_day_are_refused(api: Api) -> None:
+    enter(api, price())
+    answer = api.call("POST", "/prices", "root", json=price(amount="9"))
+    assert (answer.status_code, "holds there" in answer.json()["detail"]) == (409, True)
+    assert len(api.call("GET", "/prices", "root").json()["items"]) == 1
+
+
+def test_what_is_wrong_with_a_price_is_named(api: Api) -> None:
+    for change, code in (
+        ({"amount": 0.1}, "inexact_amount"),
+        ({"amount": "-1"}, None),
+        ({"amount": "NaN"}, None),
+        ({"amount": "1e400"}, None),
+        ({"amount": "0.0000001"}, None),
+        ({"resource": "beer"}, None),
+        ({"gpu_type": "a100"}, "price_without_gpu"),
+        ({"amount": None}, "no_price_to_end"),
+        ({"cluster": ""}, None),
+        ({"partition": "a\nb"}, None),
+        ({"valid_from": "1066-10-14"}, None),
+    ):
+        answer = api.call("POST", "/prices", "root", json=price(**change))
+        assert answer.status_code == 422, answer.text
+        (problem,) = answer.json()["errors"]
+        assert problem["pointer"] == f"/{next(iter(change))}"
+        assert code is None or problem["code"] == code
+    assert api.call("DELETE", "/prices/price-0", "root").status_code == 404
+
+
+def test_what_can_not_be_asked_is_named(api: Api) -> None:
+    for query, code in (
+        ("by=colour", "unknown_dimension"),
+        ("by=run&by=month", "unknown_dimension"),
+        ("format=csv&by=user", "invoice_by"),
+        ("since=2026-11-02&until=2026-11-01", "invalid_period"),
+    ):
+        answer = api.call("GET", f"/costs?{query}", "root")
+        assert (answer.status_code, codes(answer)) == (422, {code})
+
+
+def test_prices_of_another_currency_do_not_hold(api: Api) -> None:
+    enter(api, *PRICES)
+    api.ctx.settings.__dict__["costs"] = CostSettings(currency="USD")
+    assert costs(api)["total"]["amount"] is None
+    assert api.call("GET", "/prices", "root").json() == {"currency": "USD", "items": []}
+    listed = api.call("GET", "/prices?all=true", "root").json()["items"]
+    assert {one["currency"] for one in listed} == {"KRW"} and len(listed) == len(PRICES)
+
+
+def test_ends_that_are_exempt_are_shown_beside_what_is_to_be_paid(api: Api) -> None:
+    enter(api, *PRICES)
+    all_, exact = costs(api)["total"], {}
+    for state in ("NODE_FAIL", "PREEMPTED"):
+        exact[state] = one_by_one(api, (), state=state)[0][()]
+    assert Fraction(all_["faults"]) == pytest.approx(sum(exact.values()), abs=2) and all_["exempt"] is None
+    api.ctx.settings.__dict__["costs"] = CostSettings(exempt_outcomes=("NODE_FAIL",))
+    less = costs(api)["total"]
+    assert Fraction(less["exempt"]) == pytest.approx(exact["NODE_FAIL"], abs=2)
+    assert Fraction(less["faults"]) == pytest.approx(exact["PREEMPTED"], abs=2)
+    assert Decimal(less["amount"]) + Decimal(less["exempt"]) == pytest.approx(Decimal(all_["amount"]), abs=4)
+    lines = invoice(api)
+    assert {line["amount"] for line in lines if line["status"] == "exempt"} == {""}
+    assert Decimal(lines[-1]["amount"]) == pytest.approx(Decimal(less["amount"]), abs=len(lines))
