@@ -14,11 +14,13 @@ from sqlalchemy import Table, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from broker.accounting import packed
 from broker.accounting.buckets import SUMS, Sums, Who
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
     AccountingJobRow,
+    AccountingPackedRow,
     AccountingWaitRow,
 )
 from broker.accounting.windows import Cursor
@@ -31,6 +33,7 @@ _PAGE = 2000
 _JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
 _DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
 _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
+_PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
@@ -225,6 +228,7 @@ def _open_rows(session: Session, cluster: str, keys: Sequence[tuple[int, int]]) 
 def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     """Add to the days' sums and histograms (negative amounts take away)."""
     sums.settle()
+    packed.stale(session, cluster, {key[0] for key in sums.days} | {key[0] for key in sums.waits})
     days = [
         {
             "cluster": cluster,
@@ -253,7 +257,7 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
 def rebuild(session: Session, cluster: str) -> int:
     """Make the cluster's sums anew from its jobs; how many these are. Memory does not grow with them."""
     exclusive(session, f"accounting {cluster}")
-    for table in (_DAYS, _WAITS):
+    for table in (_DAYS, _WAITS, _PACKED):
         session.execute(delete(table).where(table.c.cluster == cluster))
     total, last = 0, (-1, -1)
     while True:

@@ -17,12 +17,13 @@ import structlog
 from sqlalchemy import select
 
 from broker import metrics
-from broker.accounting import archive, waiting
+from broker.accounting import archive, packed, waiting
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
 from broker.accounting.windows import Cursor, adapted, after, interrupted, started, too_wide
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
+from broker.db.locks import exclusive
 from broker.errors import BrokerError, SlurmRefused, Unreachable
 from broker.settings import AccountingSettings
 from broker.slurm import SlurmClient
@@ -35,6 +36,8 @@ BATCH = 1000
 """Jobs stored in one transaction: others wait for it on SQLite."""
 EXTRA_S = 30.0
 """How much longer than other queries a window may take."""
+PACKED_DAYS = 5
+"""Days packed in one transaction."""
 YOUNG_S = 600
 """A job this young may be in accounting and not yet in the queue we saw, or the other way round."""
 ASKED_BY_ID = 500
@@ -71,6 +74,7 @@ class Ingester:
                 at, cursor = self._window(at, now, cursor)
             if at >= now:
                 self._follow(now)
+            self._pack()
         except BrokerError as error:
             with self._ctx.db.write() as session:
                 self._lease.confirm(session)
@@ -145,6 +149,15 @@ class Ingester:
             types = {inventory.get(name, "") for name in expand(node_list)}
             found[node_list] = types.pop() if len(types) == 1 else "mixed" if types else ""
         return found
+
+    def _pack(self) -> None:
+        """Pack the days whose sums have changed, few at a time: others wait for it on SQLite."""
+        packed_days = PACKED_DAYS
+        while packed_days == PACKED_DAYS:
+            with self._ctx.db.write() as session:
+                self._lease.confirm(session)
+                exclusive(session, f"accounting {self._cluster}")
+                packed_days = packed.pack(session, self._cluster, PACKED_DAYS)
 
     # ---- jobs that have not ended -------------------------------------------------------------------
 

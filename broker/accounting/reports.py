@@ -1,4 +1,4 @@
-"""Reports out of the warehouse's sums: one query of the days, one of the waits if it needs them.
+"""What a report is asked for, by whom, and the order of its lines.
 
 A line is a group of rows; its figures come from the group's sums (`definitions`). Lines are made of all
 groups and cut to the limit afterwards, so the total is the whole's.
@@ -6,6 +6,7 @@ groups and cut to the limit afterwards, so the total is the whole's.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -17,17 +18,14 @@ from sqlalchemy import (
     RowMapping,
     Select,
     and_,
-    case,
     cast,
     extract,
     false,
-    func,
     select,
 )
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions import LOST
-from broker.accounting.measures import Report, Sums, Value
+from broker.accounting.measures import Measure, Report, Sums, Value
 from broker.accounting.tables import AccountingDayRow, AccountingWaitRow
 from broker.identity import Principal, Role
 from broker.settings import QuotaSettings
@@ -39,8 +37,6 @@ COLUMNS: Final = ("cluster", "tenant", "user", "partition", "qos", "gpu_type", "
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 DIMENSIONS: Final = (*COLUMNS, *PERIODS)
 _OUTCOME: Final = "outcome"
-_WAITS: Final = {"start": ("waited", "wait_s"), "eligible": ("held", "hold_s")}
-_FROM_WAITS: Final = frozenset(name for names in _WAITS.values() for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,20 @@ class Group:
     sums: Sums
 
 
+class Groups(Sequence[Group]):
+    """Groups that know by themselves what they are together, and how to stand in order: there are too many to
+    be made one by one.
+    """
+
+    @abstractmethod
+    def whole(self) -> Sums:
+        """The sums of all."""
+
+    @abstractmethod
+    def ordered(self, measure: Measure | None) -> Groups:
+        """In the order of this figure, the most first; by their keys where there is none."""
+
+
 def scope_of(principal: Principal) -> Scope:
     """What a person may see: an admin all, who looks at the tenant the tenant's, the others their own."""
     if principal.is_admin:
@@ -95,29 +105,10 @@ def dimensions(report: Report) -> tuple[str, ...]:
     return tuple(name for name in DIMENSIONS if not (waits and name == _OUTCOME))
 
 
-def groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
-    """The groups of a report that is made of the days' sums (`Report.source` "days")."""
-    numbers = {name for measure in wanted.report.measures for name in measure.numbers}
-    found: dict[Key, dict[str, float]] = {}
-    waits: dict[Key, dict[str, dict[str, int]]] = {}
-    sums = sorted(numbers - _FROM_WAITS)
-    if sums:
-        chosen = [_number(name).label(f"sum_{name}") for name in sums]
-        for key, row in grouped(session, AccountingDayRow, wanted, scope, chosen):
-            _add(found.setdefault(key, {}), {name: row[f"sum_{name}"] for name in sums})
-    if numbers & _FROM_WAITS and _OUTCOME not in {*wanted.by, *wanted.filters}:
-        _add_waits(session, wanted, scope, found, waits)
-    return [
-        Group(
-            dict(zip(wanted.by, key, strict=True)),
-            Sums(found.get(key, {}), waits.get(key, {})),
-        )
-        for key in {**found, **waits}
-    ]
-
-
 def whole(made: Sequence[Group]) -> Sums:
     """The sums of all groups together; their texts belong to each alone."""
+    if isinstance(made, Groups):
+        return made.whole()
     numbers: dict[str, float] = {}
     histograms: dict[str, dict[str, int]] = {}
     for group in made:
@@ -126,30 +117,6 @@ def whole(made: Sequence[Group]) -> Sums:
         for name, counts in group.sums.histograms.items():
             _add(histograms.setdefault(name, {}), counts)
     return Sums(numbers, histograms)
-
-
-def _add_waits(
-    session: Session,
-    wanted: Wanted,
-    scope: Scope,
-    found: dict[Key, dict[str, float]],
-    waits: dict[Key, dict[str, dict[str, int]]],
-) -> None:
-    """The waits: where percentiles are asked for, the bucket is one column more to group by."""
-    table = AccountingWaitRow
-    split = any(measure.histograms for measure in wanted.report.measures)
-    more: tuple[Any, ...] = (table.kind, table.bucket) if split else (table.kind,)
-    chosen: list[ColumnElement[Any]] = [
-        *(column.label(column.key) for column in more),
-        func.sum(table.jobs).label("sum_jobs"),
-        func.sum(table.wait_s).label("sum_wait_s"),
-    ]
-    for key, row in grouped(session, table, wanted, scope, chosen, more):
-        jobs, seconds = _WAITS[row["kind"]]
-        _add(found.setdefault(key, {}), {jobs: row["sum_jobs"], seconds: row["sum_wait_s"]})
-        if split and row["kind"] == "start":
-            counts = waits.setdefault(key, {}).setdefault("wait", {})
-            _add(counts, {str(row["bucket"]): int(row["sum_jobs"])})
 
 
 def grouped(
@@ -204,39 +171,28 @@ def same(column: Any, value: str) -> ColumnElement[bool]:
     return column == int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else false()
 
 
-def _number(name: str) -> ColumnElement[Any]:
-    """The sum that a name stands for."""
-    days = AccountingDayRow
-    lost = days.outcome.in_(LOST)
-    special: dict[str, ColumnElement[Any]] = {
-        "lost_jobs": case((lost, days.ended), else_=0),
-        "lost_core_s": case((lost, days.core_s), else_=0),
-        "lost_gpu_s": case((lost, days.gpu_s), else_=0),
-        "gpu_core_s": case((days.gpu_count > 0, days.core_s), else_=0),
-        "gpu_ended": case((days.gpu_count > 0, days.ended), else_=0),
-    }
-    return func.sum(special[name] if name in special else getattr(days, name))
-
-
 def _add(into: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name, value in part.items():
         into[name] = into.get(name, 0) + (int(value) if value is not None else 0)
 
 
-def ordered(made: Sequence[Group], wanted: Wanted) -> list[Group]:
+def ordered(made: Sequence[Group], wanted: Wanted) -> Sequence[Group]:
     """By time where time is asked for, else the most first (texts: A to Z); what is unknown comes last."""
-    if any(name in PERIODS for name in wanted.by) and wanted.sort is None:
-        return sorted(made, key=lambda group: tuple(group.key.values()))
+    by_time = any(name in PERIODS for name in wanted.by) and wanted.sort is None
     measures = {measure.name: measure for measure in wanted.report.measures}
     first = measures[wanted.sort] if wanted.sort else wanted.report.measures[0]
+    if isinstance(made, Groups):
+        return made.ordered(None if by_time else first)
+    if by_time:
+        return sorted(made, key=lambda group: tuple(group.key.values()))
     total = whole(made)
+    return sorted(made, key=lambda group: (*rank(first.compute(group.sums, total)), *group.key.values()))
 
-    def order(group: Group) -> tuple[bool, float, str, tuple[str, ...]]:
-        value: Value = first.compute(group.sums, total)
-        size, words = (0.0, value) if isinstance(value, str) else (-(value or 0.0), "")
-        return value is None, size, words, tuple(group.key.values())
 
-    return sorted(made, key=order)
+def rank(value: Value) -> tuple[bool, float, str]:
+    """Where a figure stands among others."""
+    size, words = (0.0, value) if isinstance(value, str) else (-(value or 0.0), "")
+    return value is None, size, words
 
 
 def period_name(name: str, day: date) -> str:

@@ -8,21 +8,21 @@ limit and added up by `views`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker.accounting import reports
+from broker.accounting import days, reports
 from broker.accounting.quota_report import quota_groups
 from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
 from broker.accounting.waiting_report import looked_at, waiting_groups
 
-Reader = Callable[[Session, Wanted, Scope], list[Group]]
+Reader = Callable[[Session, Wanted, Scope], Sequence[Group]]
 Ages = Callable[[Session], list[Source]]
 
 
@@ -41,7 +41,7 @@ def read_up_to(session: Session) -> list[Source]:
 
 
 SOURCES: Final[dict[str, Reader]] = {
-    "days": reports.groups,
+    "days": days.groups,
     "quotas": quota_groups,
     "waiting": waiting_groups,
 }
@@ -50,7 +50,7 @@ AGES: Final[dict[str, Ages]] = {"quotas": lambda session: [], "waiting": looked_
 """How old the data of a source is, where that is not the age of the jobs (`read_up_to`)."""
 
 
-def groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
+def groups(session: Session, wanted: Wanted, scope: Scope) -> Sequence[Group]:
     """The groups of a report, in the order of its lines."""
     return reports.ordered(SOURCES[wanted.report.source](session, wanted, scope), wanted)
 

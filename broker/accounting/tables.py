@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Date, Index, String
+from sqlalchemy import BigInteger, Date, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from broker.db import Base, JsonType, UTCDateTime
@@ -155,6 +155,22 @@ class AccountingWaitRow(Base):
     wait_s: Mapped[int] = mapped_column(BigInteger)
 
     __table_args__ = (Index("ix_accounting_waits_day", "day"),)
+
+
+class AccountingPackedRow(Base):
+    """The sums of a cluster's day once more, as compressed Arrow columns: what reports read (`packed`).
+
+    `layout`: which columns these are; anything else than today's (`packed.LAYOUT`) means that the rows have
+    changed since, and are read themselves.
+    """
+
+    __tablename__ = "accounting_packed"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    layout: Mapped[str] = mapped_column(String(16))
+    days: Mapped[bytes | None] = mapped_column(LargeBinary)
+    waits: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class AccountingCursorRow(Base):

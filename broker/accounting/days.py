@@ -1,0 +1,229 @@
+"""Reports out of the days' sums (`Report.source` "days"): columns of all days, grouped by what is asked for.
+
+A line is a group of rows; its figures come from the group's sums (`definitions`). There may be hundreds of
+thousands: they stay columns, and become groups where they are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
+from typing import Any, Final, overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlalchemy.orm import Session
+from typing_extensions import override
+
+from broker.accounting import packed
+from broker.accounting.definitions import LOST
+from broker.accounting.grouping import Grouped, Label, group, labelled
+from broker.accounting.histograms import Histogram
+from broker.accounting.measures import Measure, Sums
+from broker.accounting.reports import PERIODS, Group, Groups, Scope, Wanted, period_name, rank
+
+_OUTCOME: Final = "outcome"
+_WAITS: Final = {
+    "waited": ("start", "jobs"),
+    "wait_s": ("start", "wait_s"),
+    "held": ("eligible", "jobs"),
+    "hold_s": ("eligible", "wait_s"),
+}
+"""Sums of waits: of which kind, and the column."""
+_PARTIAL: Final = {
+    "lost_jobs": ("ended", _OUTCOME),
+    "lost_core_s": ("core_s", _OUTCOME),
+    "lost_gpu_s": ("gpu_s", _OUTCOME),
+    "gpu_core_s": ("core_s", "gpu_count"),
+    "gpu_ended": ("ended", "gpu_count"),
+}
+"""Sums over a part of the jobs: the column, and by what they are chosen: a lost outcome, GPUs."""
+_NUMBERS: Final = frozenset({"gpu_count", "size"})
+_BEGINNINGS: Final[Mapping[str, Callable[[date], date]]] = {
+    "day": lambda day: day,
+    "week": lambda day: day - timedelta(days=day.weekday()),
+    "month": lambda day: day.replace(day=1),
+    "quarter": lambda day: day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1),
+    "year": lambda day: day.replace(month=1, day=1),
+}
+
+
+def groups(session: Session, wanted: Wanted, scope: Scope) -> Groups:
+    """The groups of a report that is made of the days' sums."""
+    measures = wanted.report.measures
+    numbers = sorted({name for measure in measures for name in measure.numbers})
+    histograms = any(measure.histograms for measure in measures)
+    tables = []
+    of_days = [name for name in numbers if name not in _WAITS]
+    if of_days and (days := _table(session, "days", wanted, scope, _columns(of_days))) is not None:
+        tables.append(_with_partial(days, of_days))
+    counts = None
+    of_waits = [name for name in numbers if name in _WAITS]
+    if of_waits and _OUTCOME not in {*wanted.by, *wanted.filters}:
+        columns = ["kind", "jobs", "wait_s"] + (["bucket"] if histograms else [])
+        if (waits := _table(session, "waits", wanted, scope, columns)) is not None:
+            tables.append(_with_waits(waits, of_waits))
+            counts = waits.filter(pc.equal(waits["kind"], "start")) if histograms else None
+    if not tables:
+        return Lines(wanted, Grouped((), pa.array([], pa.int64()), {}, None))
+    keep = {*wanted.by, *numbers}
+    parts = [table.select([name for name in table.column_names if name in keep]) for table in tables]
+    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+    present = [name for name in numbers if name in table.column_names]
+    return Lines(wanted, group(table, wanted.by, present, counts))
+
+
+def _columns(numbers: Sequence[str]) -> list[str]:
+    """The columns that these sums are made of."""
+    return sorted({part for name in numbers for part in _PARTIAL.get(name, (name,))})
+
+
+def _table(
+    session: Session, part: str, wanted: Wanted, scope: Scope, columns: Sequence[str]
+) -> pa.Table | None:
+    """The rows that are asked for, and that may be seen."""
+    filters = dict(wanted.filters)
+    cluster = filters.pop("cluster", None)
+    wide = {*wanted.by, *filters, *columns}
+    wide |= {name for name in ("tenant", "user") if getattr(scope, name) is not None}
+    names = [name for name in packed.COLUMNS[part] if name in wide]
+    days = packed.read(session, part, names, wanted.since, wanted.until, cluster)
+    places = {name: _place(name) for name in wanted.by if name in PERIODS}
+    table = labelled(days, places, cluster="cluster" in wanted.by)
+    if table is None:
+        return None
+    bounds = [*filters.items(), ("tenant", scope.tenant), ("user", scope.user)]
+    for name, value in bounds:
+        if value is not None:
+            table = table.filter(_same(table[name], name, value))
+    return table
+
+
+def _place(name: str) -> Callable[[date], int]:
+    return lambda day: _BEGINNINGS[name](day).toordinal()
+
+
+def _same(column: Any, name: str, value: str) -> Any:
+    """Which rows have the value that a filter names; a number is compared as one."""
+    if name not in _NUMBERS:
+        return pc.equal(column.cast(pa.string()), value)
+    known = value.isascii() and value.isdecimal() and len(value) < 10
+    return pc.equal(column, int(value) if known else -1)
+
+
+def _with_partial(days: pa.Table, numbers: Sequence[str]) -> pa.Table:
+    for name in numbers:
+        if name in _PARTIAL:
+            column, by = _PARTIAL[name]
+            chosen = (
+                pc.is_in(days[by].cast(pa.string()), pa.array(LOST))
+                if by == _OUTCOME
+                else pc.greater(days[by], 0)
+            )
+            days = days.append_column(name, pc.if_else(chosen, days[column], 0))
+    return days
+
+
+def _with_waits(waits: pa.Table, numbers: Sequence[str]) -> pa.Table:
+    kinds = {kind: pc.equal(waits["kind"], kind) for kind in ("start", "eligible")}
+    made = waits.drop_columns([name for name in ("wait_s",) if name in waits.column_names])
+    for name in numbers:
+        kind, column = _WAITS[name]
+        made = made.append_column(name, pc.if_else(kinds[kind], waits[column], 0))
+    return made
+
+
+@dataclass(frozen=True)
+class Lines(Groups):
+    """Groups that are columns until they are looked at. `order`: their places, None: as they stand."""
+
+    wanted: Wanted
+    grouped: Grouped
+    order: Sequence[int] | None = None
+
+    @override
+    def __len__(self) -> int:
+        return len(self.grouped.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Group]: ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        if isinstance(index, int):
+            return self._made([self._places[index]])[0]
+        return self._made(self._places[index])
+
+    @override
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self[:])
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return range(len(self)) if self.order is None else self.order
+
+    def _made(self, places: Sequence[int]) -> list[Group]:
+        at = pa.array(places, pa.int64())
+        keys = self.grouped.keys.take(at).to_pylist()
+        columns = {name: column.take(at).to_pylist() for name, column in self.grouped.columns.items()}
+        histograms = self.grouped.histograms(keys)
+        return [
+            Group(
+                dict(
+                    zip(self.wanted.by, map(_label, self.wanted.by, self.grouped.labels_of(key)), strict=True)
+                ),
+                Sums(
+                    {name: column[n] or 0 for name, column in columns.items()},
+                    {"wait": histograms[key]} if histograms[key] else {},
+                ),
+            )
+            for n, key in enumerate(keys)
+        ]
+
+    @override
+    def whole(self) -> Sums:
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> Sums:
+        histogram = self.grouped.histogram()
+        return Sums(self.grouped.totals(), {"wait": histogram} if histogram else {})
+
+    @override
+    def ordered(self, measure: Measure | None) -> Lines:
+        """By their keys; by a figure, the most first, where one is given."""
+        if measure is None:
+            return Lines(self.wanted, self.grouped)
+        total, one = self.whole(), _Row(self.grouped)
+        figures = []
+        for one.place in range(len(self)):
+            figures.append(rank(measure.compute(one, total)))  # type: ignore[arg-type]
+        return Lines(self.wanted, self.grouped, sorted(range(len(self)), key=figures.__getitem__))
+
+
+class _Row:
+    """The sums of one place after the other, as a measure asks for them: nothing is made for each."""
+
+    def __init__(self, grouped: Grouped) -> None:
+        self.place = 0
+        self._columns = {name: column.to_pylist() for name, column in grouped.columns.items()}
+        self._keys = grouped.keys.to_pylist() if grouped.counts is not None else []
+        self._histograms = grouped.histograms(self._keys)
+
+    def __getitem__(self, name: str) -> float:
+        column = self._columns.get(name)
+        return (column[self.place] or 0) if column is not None else 0
+
+    @property
+    def histograms(self) -> Mapping[str, Histogram]:
+        """As `Sums.histograms`."""
+        return {"wait": self._histograms[self._keys[self.place]]} if self._keys else {}
+
+
+def _label(name: str, value: Label) -> str:
+    return period_name(name, date.fromordinal(int(value))) if name in PERIODS else str(value)

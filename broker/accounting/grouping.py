@@ -1,0 +1,130 @@
+"""Adding up columns by key: hundreds of thousands of rows to the lines of a report. Pure.
+
+A row's key is one number, made of the places of its labels among all labels of each dimension. Numbers group
+fast, and their order is that of the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from broker.accounting.packed import Day
+
+Label = str | int
+_KEY: Final = "key"
+_BUCKET: Final = "bucket"
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Sums by key, in the order of the keys. `labels`: each dimension's, sorted; `columns`: sums by name, one
+    per key; `counts`: of a histogram, jobs by (key, bucket), or None.
+    """
+
+    labels: tuple[Sequence[Label], ...]
+    keys: pa.Array
+    columns: Mapping[str, pa.Array]
+    counts: pa.Table | None
+
+    def labels_of(self, key: int) -> tuple[Label, ...]:
+        """What a key was made of."""
+        found: list[Label] = []
+        for labels in reversed(self.labels):
+            key, place = divmod(key, len(labels))
+            found.append(labels[place])
+        return tuple(reversed(found))
+
+    def histograms(self, keys: Sequence[int]) -> dict[int, dict[str, int]]:
+        """The histograms of these keys."""
+        found: dict[int, dict[str, int]] = {key: {} for key in keys}
+        if self.counts is not None and keys:
+            wanted = self.counts.filter(pc.is_in(self.counts[_KEY], pa.array(keys, pa.int64())))
+            columns = (wanted[name].to_pylist() for name in (_KEY, _BUCKET, "jobs"))
+            for key, bucket, jobs in zip(*columns, strict=True):
+                found[key][str(bucket)] = jobs
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """The sums of all keys."""
+        return {name: pc.sum(column).as_py() or 0 for name, column in self.columns.items()}
+
+    def histogram(self) -> dict[str, int]:
+        """The histogram of all keys."""
+        if self.counts is None:
+            return {}
+        by_bucket = self.counts.group_by(_BUCKET).aggregate([("jobs", "sum")]).to_pylist()
+        return {str(row[_BUCKET]): row["jobs_sum"] for row in by_bucket}
+
+
+def labelled(
+    days: Iterable[Day], period: Mapping[str, Callable[[date], int]], *, cluster: bool
+) -> pa.Table | None:
+    """All days' rows in one table; None: there are none.
+
+    With them stand what the rows of a day share: its place in each of `period`, and the `cluster`.
+    """
+    tables = []
+    for day in days:
+        table = day.columns
+        for name, place in period.items():
+            table = table.append_column(
+                name, pa.repeat(pa.scalar(place(day.day), pa.int64()), table.num_rows)
+            )
+        if cluster:
+            same = pa.repeat(pa.scalar(0, pa.int32()), table.num_rows)
+            table = table.append_column("cluster", pa.DictionaryArray.from_arrays(same, [day.cluster]))
+        tables.append(table)
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks() if tables else None
+
+
+def group(table: pa.Table, by: Sequence[str], sums: Sequence[str], counts: pa.Table | None = None) -> Grouped:
+    """Add up `sums` by the columns of `by`. `counts` (with the same columns, `bucket` and `jobs`): what a
+    histogram is made of; its keys are among the table's.
+    """
+    labels, keys, of_counts = [], _zeros(table), None if counts is None else _zeros(counts)
+    for name in by:
+        codes, values = _coded(table[name])
+        keys = _joined(keys, codes, len(values))
+        if counts is not None:
+            places = pc.index_in(_plain(counts[name]), pa.array(values))
+            of_counts = _joined(of_counts, places, len(values))
+        labels.append(values)
+    made = _added_up(pa.table({_KEY: keys, **{name: table[name] for name in sums}}), [_KEY], sums)
+    histogram = None
+    if counts is not None:
+        parts = {_KEY: of_counts, _BUCKET: counts[_BUCKET], "jobs": counts["jobs"]}
+        histogram = _added_up(pa.table(parts), [_KEY, _BUCKET], ["jobs"])
+    return Grouped(tuple(labels), made[_KEY], {name: made[name] for name in sums}, histogram)
+
+
+def _added_up(table: pa.Table, by: list[str], sums: Sequence[str]) -> pa.Table:
+    made = table.group_by(by).aggregate([(name, "sum") for name in sums])
+    made = made.rename_columns([*by, *sums] if made.column_names[0] == by[0] else [*sums, *by])
+    return made.sort_by([(name, "ascending") for name in by]).combine_chunks()
+
+
+def _zeros(table: pa.Table) -> Any:
+    return pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
+
+
+def _joined(keys: Any, codes: Any, count: int) -> Any:
+    return pc.add(pc.multiply(keys, max(count, 1)), codes)
+
+
+def _plain(column: pa.ChunkedArray) -> Any:
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[Any, list[Label]]:
+    """Each row's place among the column's distinct values in order, and these values."""
+    encoded = column.combine_chunks()
+    encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary)
+    places = pc.sort_indices(order)  # the inverse of a permutation
+    return pc.take(places, encoded.indices).cast(pa.int64()), encoded.dictionary.take(order).to_pylist()

@@ -1,0 +1,122 @@
+"""The sums of a day as columns: what reports read instead of a million rows.
+
+`accounting_days` and `accounting_waits` are the truth, row by row, as they are added to. A report over a year
+needs a few columns of all of them: each day's rows are therefore kept once more as Arrow columns, compressed,
+in `accounting_packed`. Whoever changes a day's sums marks its columns as stale in the same transaction
+(`stale`); the worker packs anew (`pack`). A stale day is read row by row: slower, and just as right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+from sqlalchemy import Integer, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from broker.accounting.tables import AccountingDayRow, AccountingPackedRow, AccountingWaitRow
+
+_PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
+PARTS: Final[Mapping[str, Table]] = {
+    "days": AccountingDayRow.__table__,  # type: ignore[dict-item]
+    "waits": AccountingWaitRow.__table__,  # type: ignore[dict-item]
+}
+_WHERE: Final = ("cluster", "day")
+COLUMNS: Final = {
+    part: tuple(column.name for column in table.columns if column.name not in _WHERE)
+    for part, table in PARTS.items()
+}
+"""What a part's columns are: all of its table's but the cluster and the day, which all rows share."""
+LAYOUT: Final = hashlib.blake2b(repr(sorted(COLUMNS.items())).encode(), digest_size=8).hexdigest()
+"""What the columns are packed as; days packed before a column was added count as stale."""
+_WRITE = pa.ipc.IpcWriteOptions(compression="zstd")
+_TEXT: Final = pa.dictionary(pa.int32(), pa.string())
+
+
+class Day(NamedTuple):
+    """The columns of a cluster's day."""
+
+    cluster: str
+    day: date
+    columns: pa.Table
+
+
+def stale(session: Session, cluster: str, days: Iterable[date]) -> None:
+    """Mark days whose sums change in this transaction."""
+    rows = [{"cluster": cluster, "day": day, "layout": ""} for day in sorted(set(days))]
+    if rows:
+        make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+        statement: Any = make(_PACKED)
+        session.execute(
+            statement.on_conflict_do_update(
+                index_elements=_WHERE, set_={"layout": statement.excluded.layout}
+            ),
+            rows,
+        )
+
+
+def pack(session: Session, cluster: str, most: int) -> int:
+    """Pack the cluster's stale days, `most` of them at most; how many were packed.
+
+    The caller holds the cluster's accounting (`locks.exclusive`): nobody changes these sums meanwhile.
+    """
+    query = select(_PACKED.c.day).where(_PACKED.c.cluster == cluster, _PACKED.c.layout != LAYOUT)
+    days = session.scalars(query.order_by(_PACKED.c.day).limit(most)).all()
+    for day in days:
+        made = {part: _encoded(_of_rows(session, part, cluster, day, COLUMNS[part])) for part in PARTS}
+        session.execute(
+            _PACKED.update()
+            .where(_PACKED.c.cluster == cluster, _PACKED.c.day == day)
+            .values(layout=LAYOUT, **made)
+        )
+    return len(days)
+
+
+def read(
+    session: Session, part: str, names: Sequence[str], since: date, until: date, cluster: str | None = None
+) -> Iterator[Day]:
+    """The named columns of a cluster's, or every cluster's, days (`until` is not among them) with sums."""
+    fields = [COLUMNS[part].index(name) for name in sorted(names, key=COLUMNS[part].index)]
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    query = select(
+        _PACKED.c.cluster,
+        _PACKED.c.day,
+        _PACKED.c[part].label("packed"),
+        (_PACKED.c.layout == LAYOUT).label("fresh"),
+    ).where(_PACKED.c.day >= since, _PACKED.c.day < until)
+    if cluster is not None:
+        query = query.where(_PACKED.c.cluster == cluster)
+    for row in session.execute(query).all():
+        if row.fresh:
+            columns = pa.ipc.open_stream(row.packed, options=options).read_all()
+        else:
+            columns = _of_rows(session, part, row.cluster, row.day, names)
+        if columns.num_rows:
+            yield Day(row.cluster, row.day, columns)
+
+
+def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequence[str]) -> pa.Table:
+    """A day's columns out of its rows."""
+    table = PARTS[part]
+    chosen = [table.c[name] for name in names]
+    rows = session.execute(
+        select(*chosen).where(table.c.cluster == cluster, table.c.day == day).order_by(*table.primary_key)
+    )
+    values = list(zip(*rows, strict=True)) or [()] * len(chosen)
+    return pa.table(
+        {
+            column.name: pa.array(of_column, pa.int64() if isinstance(column.type, Integer) else _TEXT)
+            for column, of_column in zip(chosen, values, strict=True)
+        }
+    )
+
+
+def _encoded(columns: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, columns.schema, options=_WRITE) as stream:
+        stream.write_table(columns)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
