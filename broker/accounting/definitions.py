@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from broker.accounting.definitions_cluster import CORE_UTILISATION, FAIR_SHARE, NODE_DOWNTIME, UTILISATION
 from broker.accounting.definitions_now import QUOTAS, WAITING
 from broker.accounting.histograms import ERROR, quantile
 from broker.accounting.measures import HOUR, Compute, Measure, Report, ratio
@@ -316,6 +317,10 @@ REPORTS: Final = {
             ("user",),
             (UNUSED_CORE_HOURS, UNTOUCHED_MEMORY, IDLE_GPU_HOURS, CORES_PER_GPU, CORE_HOURS, GPU_HOURS),
         ),
+        UTILISATION,
+        CORE_UTILISATION,
+        NODE_DOWNTIME,
+        FAIR_SHARE,
         QUOTAS,
         WAITING,
     )

@@ -16,6 +16,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.accounting import days, reports
+from broker.accounting.capacity import core_groups, downtime_groups, events_ages, gpu_groups
+from broker.accounting.fair_share import share_groups, shares_ages
 from broker.accounting.quota_report import quota_groups
 from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
@@ -42,11 +44,22 @@ def read_up_to(session: Session) -> list[Source]:
 
 SOURCES: Final[dict[str, Reader]] = {
     "days": days.groups,
+    "gpu_capacity": gpu_groups,
+    "core_capacity": core_groups,
+    "node_events": downtime_groups,
+    "shares": share_groups,
     "quotas": quota_groups,
     "waiting": waiting_groups,
 }
 """Readers by the name in `Report.source`."""
-AGES: Final[dict[str, Ages]] = {"quotas": lambda session: [], "waiting": looked_at}
+AGES: Final[dict[str, Ages]] = {
+    "gpu_capacity": events_ages,
+    "core_capacity": events_ages,
+    "node_events": events_ages,
+    "shares": shares_ages,
+    "quotas": lambda session: [],
+    "waiting": looked_at,
+}
 """How old the data of a source is, where that is not the age of the jobs (`read_up_to`)."""
 
 

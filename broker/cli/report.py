@@ -20,7 +20,8 @@ BAR: Final = 24
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _LAST: Final = ("day", "week", "month", "quarter", "year")
 _FILTERS: Final = (
-    "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome"
+    "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome, "
+    "node, began, state, reason, account"
 )
 
 

@@ -30,6 +30,7 @@ from broker.slurm.cluster import (
     WhoAmI,
 )
 from broker.slurm.command import DONE, Command, Result, ResultKind
+from broker.slurm.events import NodeEvent, NodeEvents, ReservationRecord, Reservations
 from broker.slurm.held import BatchScripts, Held, HeldJob
 from broker.slurm.queue import (
     CLOCK_SKEW,
@@ -101,6 +102,14 @@ class SlurmClient:
         return self._ask(Shares())[0]
 
     def qos(self) -> tuple[Qos, ...]:
+    def node_events(self, cluster: str, since: int) -> tuple[tuple[NodeEvent, ...], tuple[str, ...]]:
+        """What happened to nodes of a `ClusterName` since (epoch seconds), and lines not understood."""
+        return self.sacct(NodeEvents(cluster, since))
+
+    def reservations(self, cluster: str, since: int) -> tuple[tuple[ReservationRecord, ...], tuple[str, ...]]:
+        """Reservations of a `ClusterName` since (epoch seconds), and lines not understood."""
+        return self.sacct(Reservations(cluster, since))
+
         """The classes of service and their limits."""
         return self._ask(QosList())[0]
 

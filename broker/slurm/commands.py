@@ -13,6 +13,7 @@ from broker.slurm.accounts import Manage, Memberships, QosLimitsList
 from broker.slurm.changes import Adjust, Cancel, Control
 from broker.slurm.cluster import AccountingFields, ClusterVersion, Nodes, Partitions, Ping, ReadConfig, WhoAmI
 from broker.slurm.command import Command
+from broker.slurm.events import NodeEvents, Reservations
 from broker.slurm.held import BatchScripts, Held
 from broker.slurm.queue import Accounting, Queue
 from broker.slurm.sharing import Priorities, QosList, Shares
@@ -38,6 +39,8 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "qos": QosList,
         "qos_limits": QosLimitsList,
         "memberships": Memberships,
+        "node_events": NodeEvents,
+        "reservations": Reservations,
         "manage": Manage,
     }
 )

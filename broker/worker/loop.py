@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
 from broker.accounting.ingest import Ingester
+from broker.accounting.looks import Looker
 from broker.approvals.service import expire
 from broker.audit import sealing
 from broker.context import Context
@@ -143,6 +144,7 @@ class ClusterWorker:
         interval = self._ctx.cluster(self.cluster).poll_interval_s
         watching = self._ctx.cluster(self.cluster).watch_interval_s
         self._busy.clear()  # tasks of an earlier lease that were still queued never ran
+        looker = Looker(self._ctx, self.cluster, lease)
         with ExitStack() as stack:
             submitting, collecting = (self._pool(stack, name) for name in ("submit", "collect"))
             for name, every, what in (
@@ -155,6 +157,7 @@ class ClusterWorker:
             ):
                 thread = threading.Thread(
                     target=self._repeat, args=(lease, every, what), name=f"{self.cluster}-{name}"
+                ("looks", self._ctx.settings.accounting.interval_s, looker.tick),
                 )
                 thread.start()
                 stack.callback(thread.join)
