@@ -16,6 +16,7 @@ from broker.slurm.command import Command
 from broker.slurm.events import NodeEvents, Reservations
 from broker.slurm.held import BatchScripts, Held
 from broker.slurm.queue import Accounting, Queue
+from broker.slurm.sacct import Window
 from broker.slurm.sharing import Priorities, QosList, Shares
 
 REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
@@ -29,6 +30,7 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "held": Held,
         "batch_scripts": BatchScripts,
         "accounting": Accounting,
+        "warehouse": Window,
         "control": Control,
         "adjust": Adjust,
         "cancel": Cancel,

@@ -8,12 +8,7 @@ rounding. `-s` with `-E`: otherwise a job cancelled while held is left out. `--a
 
 from __future__ import annotations
 
-import base64
-import binascii
-import gzip
 import hashlib
-import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +19,7 @@ from typing_extensions import override
 
 from broker.hosts import Completed
 from broker.slurm.command import Command, complaint
+from broker.slurm.gpu_use import GpuSource, by_accounting, entry
 from broker.slurm.queue import ALL_STATES
 from broker.slurm.states import SlurmState, parse_state
 from broker.slurm.text import fresh_delimiter, number
@@ -46,8 +42,6 @@ _MAX_STEPS = 100
 """Steps of one job whose raw values are kept; sums and maxima are over all of them."""
 _ARRAY_SINCE = (24, 11)
 _CPU_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
-_JOBSTATS = "JS1:"
-_MAX_JOBSTATS = 1 << 20
 _NO_TIME = frozenset({"", "n/a", "none", "unknown", "(null)", "0", "4294967294", "4294967295"})
 _ENDED_FROM_OUTSIDE = frozenset(
     {
@@ -98,6 +92,7 @@ class JobRecord:
     max_rss_mib: int | None
     mem_in_tot_mib: int | None
     gpu_util: float | None
+    gpu_util_by: GpuSource | None
     energy_j: int | None
     digest: str
     raw: dict[str, Any]
@@ -169,6 +164,7 @@ def read_rows(text: str, delimiter: str, fields: Sequence[str]) -> Answer:
         known = jobs.get(key := (record.job_id, record.submit_at))
         if known is not None and record.state == SlurmState.PENDING == known.state:
             known.tasks += record.tasks  # elements that wait together have the array's id, all of them
+            known.digest = _digest([known.digest, record.digest])
         else:
             jobs[key] = record
     return Answer(tuple(jobs.values()), tuple(bad))
@@ -227,6 +223,7 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
     types = [name for name, count in tres.gpu_types.items() if count and name]
     raw: dict[str, Any] = {name: value for name, value in row.items() if value}
     used = [_used(step) for step in steps]
+    gpu_util, gpu_util_by = by_accounting(row["AdminComment"], steps, tres.gpus)
     if steps:
         raw |= {"steps": used[:_MAX_STEPS]}
     return JobRecord(
@@ -256,16 +253,22 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
         gpu_count=tres.gpus,
         gpu_type=types[0] if len(types) == 1 else "mixed" if types else "",
         mem_mib=tres.memory_mib,
-        billing=tres.billing,
+        billing=tres.billing if "billing=" in row["AllocTRES"] else _asked_billing(row, tres.cpus),
         total_cpu_s=_cpu_used(row, steps) if end is not None else None,
         cpu_partial=state in _ENDED_FROM_OUTSIDE,
         max_rss_mib=_most(_mib(step["MaxRSS"]) for step in steps),
-        mem_in_tot_mib=_most(_mib(_amount(step["TRESUsageInTot"], "mem")) for step in steps),
-        gpu_util=_gpu_util(row.get("AdminComment", ""), steps),
+        mem_in_tot_mib=_most(_mib(entry(step["TRESUsageInTot"], "mem")) for step in steps),
+        gpu_util=gpu_util,
+        gpu_util_by=gpu_util_by,
         energy_j=_energy(row["ConsumedEnergyRaw"], elapsed, nodes),
         digest=_digest([*row.values(), *(value for one in used for value in one.values())]),
         raw=raw,
     )
+
+
+def _asked_billing(row: Mapping[str, str], cpus: int) -> int:
+    """26.05 leaves billing out of what the parts of a heterogeneous job were given: what they asked for."""
+    return parse_tres(row["ReqTRES"]).billing if cpus else 0
 
 
 def _digest(values: Sequence[str]) -> str:
@@ -314,18 +317,14 @@ def _cpu_used(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> int
     return round(max(sum(found), cpu_seconds(row["TotalCPU"]) or 0.0)) if found else None
 
 
-def _amount(tres: str, name: str) -> str:
-    """One entry of a usage TRES: `cpu=00:00:01,mem=8945664` (bytes where no unit stands)."""
-    for entry in tres.split(","):
-        if entry.startswith(f"{name}="):
-            return entry[len(name) + 1 :]
-    return ""
-
-
 def _mib(text: str) -> int | None:
-    """A memory size in MiB, rounded up: sacct means bytes where no unit stands. None where there is none."""
+    """A memory size in MiB, rounded up: sacct means bytes where no unit stands. None where there is none.
+
+    0 is none as well: no process takes no memory, but a step that ends before slurmd's first sample
+    (`JobAcctGatherFrequency`) shows `mem=0`.
+    """
     try:
-        return -(-parse_quantity(text) >> 20) if text else None
+        return -(-parse_quantity(text) >> 20) or None if text else None
     except ValueError:
         return None
 
@@ -338,21 +337,3 @@ def _energy(text: str, elapsed_s: int, nodes: int) -> int | None:
     """Joules; None where the cluster does not measure (0), and where the counter says what cannot be."""
     joules = number(text, 0) if text.isdigit() else 0
     return joules if 0 < joules <= MAX_NODE_W * max(elapsed_s, 1) * max(nodes, 1) else None
-
-
-def _gpu_util(comment: str, steps: Sequence[Mapping[str, str]]) -> float | None:
-    """Per cent, mean over the job's GPUs: by jobstats (`JS1:` in AdminComment), else by `TRESUsageInAve`."""
-    if comment.startswith(_JOBSTATS):
-        return _jobstats_util(comment.removeprefix(_JOBSTATS))
-    found = (_amount(step["TRESUsageInAve"], "gres/gpuutil") for step in steps)
-    return max((float(text) for text in found if text.isdigit()), default=None)
-
-
-def _jobstats_util(packed: str) -> float | None:
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(packed, validate=True))) as file:
-            nodes = json.loads(file.read(_MAX_JOBSTATS))["nodes"].values()
-        shares = [float(share) for node in nodes for share in node.get("gpu_utilization", {}).values()]
-    except (binascii.Error, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # jobstats writes `None` and `Short` as well
-    return sum(shares) / len(shares) if shares else None

@@ -65,7 +65,7 @@ JOBS: Mapping[str, tuple[list[str], str]] = {
 class Recorder:
     """One cluster, its jobs, and the answers."""
 
-    def __init__(self, cluster: str, suite: str) -> None:
+    def __init__(self, cluster: str, suite: str, part: str = "") -> None:
         self.cluster = cluster
         subprocess.run([str(PROGRAM), "down", "--purge", "--name", cluster], check=False)  # of a broken try
         self.control("up", "--suite", suite, "--no-images")
@@ -75,7 +75,7 @@ class Recorder:
         self.info = json.loads(status.stdout)
         self.host = self.connect("broker")
         self.version = parse_version(self.sh("sinfo --version"))
-        self.folder = RECORDINGS / str(self.version)
+        self.folder = RECORDINGS / str(self.version) / part
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.json"):
             old.unlink()

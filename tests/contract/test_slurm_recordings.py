@@ -74,7 +74,7 @@ def recorded(request: pytest.FixtureRequest) -> Recordings:
 def test_every_command_was_recorded_on_every_release(recorded: Recordings) -> None:
     found = {
         json.loads(path.read_text())["command"]
-        for path in (RECORDINGS / recorded.version).glob("*.json")
+        for path in (RECORDINGS / recorded.version).rglob("*.json")
         if path.name != "facts.json"
     }
     assert found == set(REGISTRY)

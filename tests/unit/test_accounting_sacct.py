@@ -10,6 +10,7 @@ import pytest
 
 from broker.errors import BrokerError, Unreachable
 from broker.hosts import Completed
+from broker.slurm.gpu_use import GpuSource
 from broker.slurm.sacct import JobRecord, Window, count_tasks, cpu_seconds
 from broker.slurm.versions import Version
 from tests.accounting_support import FIELDS, NOON, Row, answer, job, printed, step
@@ -157,14 +158,48 @@ def test_several_partitions_of_one_request_are_one_job() -> None:
     assert (record.partition, record.tasks) == ("a,b", 1)
 
 
+BROKEN: tuple[object, ...] = (7, [], {"nodes": 3}, {"nodes": {"n": []}}, {"nodes": {"n": {}}})
+
+
+def packed(stats: object) -> str:
+    return "JS1:" + base64.b64encode(gzip.compress(json.dumps(stats).encode())).decode()
+
+
 def test_gpu_use_is_read_from_jobstats_and_else_from_slurm() -> None:
     stats = {"nodes": {"n1": {"gpu_utilization": {"0": 90, "1": 50}}, "n2": {"gpu_utilization": {"0": 10}}}}
-    packed = base64.b64encode(gzip.compress(json.dumps(stats).encode())).decode()
-    assert one(job(7, AdminComment=f"JS1:{packed}")).gpu_util == 50
-    assert one(job(7, AdminComment="JS1:None")).gpu_util is None
+    row = job(7, AdminComment=packed(stats))
+    busy = step(row, TRESUsageInTot="cpu=00:00:01,gres/gpumem=1,gres/gpuutil=170,mem=1048576")
+    found = one(row, busy)
+    assert (found.gpu_util, found.gpu_util_by) == (50, GpuSource.JOBSTATS)
+    found = one(job(7), busy)
+    assert (found.gpu_util, found.gpu_util_by) == (85, GpuSource.SLURM), "of two GPUs"
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["JS1:None", "JS1:Short", "JS1:====", "JS1:" + base64.b64encode(b"not compressed").decode()]
+    + [packed(stats) for stats in BROKEN]
+    + [packed({"nodes": {"n": {"gpu_utilization": {"0": value}}}}) for value in ("x", None, 1e9, -1)]
+    + ["by hand: 100 %", ""],
+)
+def test_gpu_use_that_nobody_measured_is_unknown_and_never_0(comment: str) -> None:
+    row = job(7, AdminComment=comment)
+    found = one(row, step(row, TRESUsageInTot="cpu=00:00:00,gres/gpuutil=0,mem=0"))
+    assert (found.gpu_util, found.gpu_util_by) == (None, None), "a step that ended before it was looked at"
+    found = one(row, step(row, TRESUsageInTot="gres/gpuutil=0,mem=1048576"))
+    assert (found.gpu_util, found.gpu_util_by) == (0, GpuSource.SLURM), "seen, and idle"
+
+
+def test_memory_of_a_step_that_ended_before_it_was_looked_at_is_no_data() -> None:
     row = job(7)
-    assert one(row, step(row, TRESUsageInAve="cpu=00:00:01,gres/gpumem=1,gres/gpuutil=85")).gpu_util == 85
-    assert one(row, step(row)).gpu_util is None
+    found = one(row, step(row, MaxRSS="0", TRESUsageInTot="cpu=00:00:00,energy=0,mem=0,vmem=0"))
+    assert (found.max_rss_mib, found.mem_in_tot_mib) == (None, None)
+
+
+def test_fewer_elements_that_wait_together_are_a_change() -> None:
+    waiting = job(7, run=None, State="PENDING", Start="Unknown")
+    rows = [waiting | {"JobID": f"7_{task}"} for task in range(8, 28)]
+    assert one(*rows).digest != one(*rows[:-1]).digest
 
 
 def test_part_of_an_answer_is_no_answer() -> None:
