@@ -1,11 +1,13 @@
-"""A report as a table for spreadsheets: CSV (RFC 4180)."""
+"""A report, and the jobs behind it, as tables for spreadsheets: CSV (RFC 4180)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
 
 from broker.accounting.measures import Value
-from broker.accounting.schemas import Coverage, Line, ReportView
+from broker.accounting.schemas import Coverage, JobFacts, Line, ReportView
 from broker.audit.reading import csv_text
 
 
@@ -23,6 +25,20 @@ def csv_of(view: ReportView) -> str:
     return "\ufeff" + csv_text([[*view.by, *heads, *known], *rows])
 
 
+def jobs_csv(pages: Iterable[Sequence[JobFacts]]) -> Iterator[str]:
+    """Jobs, a row each, a page of them at a time: memory does not grow with their number."""
+    names = list(JobFacts.model_fields)
+    yield "\ufeff" + csv_text([names])
+    for page in pages:
+        yield csv_text([[_plain(getattr(job, name)) for name in names] for job in page])
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
 def _row(line: Line, by: Sequence[str], names: Sequence[str], covered: Sequence[str]) -> list[str]:
     figures = [line.values[name] for name in names]
     counts = [
@@ -37,4 +53,4 @@ def _heads(name: str, coverage: Coverage) -> tuple[str, str]:
 
 
 def _shown(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else value or ""
+    return f"{value:.15g}" if isinstance(value, int | float) else value or ""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from broker.accounting.measures import HOUR, ratio
 from broker.accounting.reports import Scope, same
 from broker.accounting.schemas import JobFacts
 from broker.accounting.tables import AccountingJobRow as Job
-from broker.api.pagination import PageRequest, encode
+from broker.api.pagination import PageRequest, decode, encode
+from broker.db import Database
 from broker.errors import InvalidRequest, Problem
 
 _COLUMNS: Final[Mapping[str, Any]] = {
@@ -62,6 +63,20 @@ def page_of(session: Session, query: Select[Job], page: PageRequest) -> tuple[li
     last = shown[-1] if shown else None
     cursor = encode(f"{last.submit_at}:{last.job_id}:{last.cluster}") if more and last else None
     return [job_facts(row) for row in shown], cursor
+
+
+def pages_of(db: Database, query: Select[Job], size: int = 5000) -> Iterator[list[JobFacts]]:
+    """All the jobs, page by page, each a short reading of its own: a slow reader holds up nothing."""
+    place: str | None = None
+    while True:
+        with db.read() as session:
+            page = PageRequest(size, place)
+            jobs, cursor = page_of(session, query.options(defer(Job.raw, raiseload=True)), page)
+        if jobs:
+            yield jobs
+        if cursor is None:
+            return
+        place = decode(cursor)
 
 
 def job_facts(row: Job) -> JobFacts:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
 
 from broker.accounting.definitions import REPORTS
-from broker.accounting.export import csv_of
-from broker.accounting.jobs import behind, page_of
+from broker.accounting.export import csv_of, jobs_csv
+from broker.accounting.jobs import behind, page_of, pages_of
 from broker.accounting.measures import Report
+from broker.accounting.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
 from broker.accounting.reports import Wanted, dimensions, scope_of
 from broker.accounting.schemas import JobFacts, ReportList, ReportView
 from broker.accounting.views import describe, view_report
@@ -24,6 +26,16 @@ from broker.identity import Permission, Principal
 router = APIRouter(prefix="/reports", tags=["reports"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
 MAX_LINES = 10_000
+_Format = Annotated[Literal["json", "csv", "parquet"], Query()]
+_TYPES = {"csv": "text/csv; charset=utf-8", "parquet": MEDIA_TYPE}
+_FILES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/csv": {"schema": {"type": "string"}},
+            MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+        }
+    }
+}
 _MAX_BY = 4
 _DAYS = 30
 _Filter = Annotated[str | None, Query(max_length=255)]
@@ -99,7 +111,7 @@ def list_reports(principal: Reader) -> ReportList:
 @router.get(
     "/{report}",
     response_model=ReportView,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+    responses=_FILES,
 )
 def show_report(
     ctx: Ctx,
@@ -110,11 +122,12 @@ def show_report(
         str | None, Query(max_length=32, description="Measure that orders the lines, most first")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000,
-    format: Annotated[Literal["json", "csv"], Query()] = "json",
+    format: _Format = "json",
 ) -> ReportView | Response:
     """A report over a period, for the jobs one may see: all (admins), the tenant's, or one's own.
 
-    With a time among the dimensions the lines are in its order, else the most first.
+    With a time among the dimensions the lines are in its order, else the most first. Parquet has a column
+    type and the definition of each figure; the total and the coverage stand in its metadata.
     """
     chosen = tuple(dict.fromkeys(by or asked.by))
     _check_dimensions(asked.report, chosen, "/by")
@@ -128,24 +141,35 @@ def show_report(
         view = view_report(session, wanted, scope_of(principal), limit)
     if format == "json":
         return view
-    name = f"{wanted.report.name}-{wanted.since}-{wanted.until}.csv"
-    return Response(
-        csv_of(view),
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
+    content = csv_of(view) if format == "csv" else parquet_of(view)
+    return Response(content, media_type=_TYPES[format], headers=_saved_as(wanted, format))
 
 
-@router.get("/{report}/jobs")
-def list_report_jobs(ctx: Ctx, principal: Reader, asked: Asked, page: PageParams) -> Page[JobFacts]:
-    """The jobs behind a report or a line of it (`jobs_url`), newest submission first."""
+@router.get("/{report}/jobs", response_model=Page[JobFacts], responses=_FILES)
+def list_report_jobs(
+    ctx: Ctx, principal: Reader, asked: Asked, page: PageParams, format: _Format = "json"
+) -> Page[JobFacts] | Response:
+    """The jobs behind a report or a line of it (`jobs_url`), newest submission first.
+
+    As CSV or Parquet all of them are streamed, without pages.
+    """
     if not asked.report.jobs:
         raise NotFound(f"The report {asked.report.name} is not made of jobs")
     began = any(measure.histograms for measure in asked.report.measures)
     query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began)
+    if format != "json":
+        pages = pages_of(ctx.db, query)
+        content = jobs_csv(pages) if format == "csv" else jobs_parquet(pages)
+        headers = _saved_as(asked, format, "-jobs")
+        return StreamingResponse(content, media_type=_TYPES[format], headers=headers)
     with ctx.db.read() as session:
         items, cursor = page_of(session, query, page)
     return Page[JobFacts](items=items, next_cursor=cursor)
+
+
+def _saved_as(wanted: Wanted, format: str, part: str = "") -> dict[str, str]:
+    name = f"{wanted.report.name}{part}-{wanted.since}-{wanted.until}.{format}"
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def _check_dimensions(report: Report, names: list[str] | tuple[str, ...], pointer: str) -> None:

@@ -13,12 +13,15 @@ from rich.text import Text
 
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
+from broker.cli.report_files import save
 from broker.errors import InvalidRequest
 
 BAR: Final = 24
 """Cells of the longest bar."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
-_LAST: Final = ("day", "week", "month", "quarter", "year")
+_ALL: Final = {"limit": 10_000}
+"""Lines of a file: as many as there may be."""
+LAST: Final = ("day", "week", "month", "quarter", "year")
 _FILTERS: Final = (
     "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome, "
     "node, began, state, reason, account"
@@ -36,7 +39,7 @@ def report(
     ] = None,
     last: Annotated[
         str | None,
-        typer.Option("--last", metavar="PERIOD", help=f"The last whole one (UTC): {', '.join(_LAST)}."),
+        typer.Option("--last", metavar="PERIOD", help=f"The last whole one (UTC): {', '.join(LAST)}."),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="DATE", help="First day (UTC): `2026-11-01`.")
@@ -59,6 +62,18 @@ def report(
     csv: Annotated[
         str | None, typer.Option("--csv", metavar="FILE", help="Write it as CSV; `-` is standard output.")
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write it, or with `--jobs` all of the jobs, to a file."
+        ),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help="`csv`, `json` or `parquet`; else as the file's name says."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what was used, how long it waited, how it ended and how well it was used, from Slurm's accounting.
@@ -68,10 +83,17 @@ def report(
     if name is None:
         _show_list(ctx, as_json)
         return
-    period = _period(last, since, until)
-    asked: dict[str, Any] = period | _filters(where or []) | {"by": by or None, "sort": sort, "limit": limit}
+    period = chosen_period(last, since, until)
+    asked: dict[str, Any] = (
+        period | chosen_filters(where or [], _FILTERS) | {"by": by or None, "sort": sort, "limit": limit}
+    )
     if csv is not None:
-        _save(ctx, name, asked, csv, as_json)
+        save_csv(ctx, f"/reports/{name}", asked | {"limit": 10_000}, csv, as_json)
+    elif output is not None or format_ is not None:
+        path, wanted = f"/reports/{name}", asked | _ALL
+        if jobs:
+            path, wanted = f"{path}/jobs", dict.fromkeys(("by", "sort", "limit"))
+        save(ctx, path, asked | wanted, format_, output or "-", as_json=as_json)
     elif jobs:
         _show_jobs(ctx, name, asked, limit, as_json)
     else:
@@ -141,6 +163,8 @@ def register(root: typer.Typer) -> None:
         "broker report waits --by partition --by gpu_type --since 2026-11-01",
         "broker report outcomes --where tenant=team-a --jobs",
         "broker report usage --by user --last quarter --csv usage.csv",
+        "broker report usage --by day --last year --output usage.parquet",
+        "broker report usage --last month --jobs --format parquet --output jobs.parquet",
     )
     root.command(epilog=examples(*lines))(report)
 
@@ -196,13 +220,13 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
     emit(items, lambda: table(columns, rows, empty="No jobs"), as_json=as_json)
 
 
-def _save(ctx: typer.Context, name: str, asked: dict[str, Any], target: str, as_json: bool) -> None:
+def save_csv(ctx: typer.Context, path: str, asked: dict[str, Any], target: str, as_json: bool) -> None:
+    """Write what an address of the API gives as CSV into a file; `-` is standard output."""
     if target == "-" and as_json:
-        raise InvalidRequest("With --json the CSV needs a place of its own: name it with --csv FILE")
-    wanted = asked | {"format": "csv", "limit": 10_000}
+        raise InvalidRequest("With --json the CSV needs a place of its own: name a file for it")
     with api(ctx) as client:
         chunks: list[bytes] = []
-        count = client.save(f"/reports/{name}", chunks.append, **wanted)
+        count = client.save(path, chunks.append, **asked, format="csv")
     if target == "-":
         sys.stdout.buffer.write(b"".join(chunks))
         sys.stdout.flush()
@@ -214,23 +238,25 @@ def _save(ctx: typer.Context, name: str, asked: dict[str, Any], target: str, as_
     emit({"path": target, "bytes": count}, lambda: f"Wrote {target} ({count} bytes).", as_json=as_json)
 
 
-def _period(last: str | None, since: str | None, until: str | None) -> dict[str, str | None]:
+def chosen_period(last: str | None, since: str | None, until: str | None) -> dict[str, str | None]:
+    """`--last`, or `--since` and `--until`, as the API takes them."""
     if last is None:
         return {"since": since, "until": until}
     if since or until:
         raise InvalidRequest("--last names the whole period: leave out --since and --until")
-    if last not in _LAST:
-        raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(_LAST)}")
+    if last not in LAST:
+        raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(LAST)}")
     first, after = last_whole(last, datetime.now(UTC).date())
     return {"since": f"{first}", "until": f"{after}"}
 
 
-def _filters(words: list[str]) -> dict[str, str]:
+def chosen_filters(words: list[str], names: str) -> dict[str, str]:
+    """`--where NAME=VALUE`, each of the `names` that are listed for people."""
     found = {}
     for word in words:
         name, sign, value = word.partition("=")
-        if not sign or name not in {one.split()[0] for one in _FILTERS.split(", ")}:
-            raise InvalidRequest(f"--where {word}: write NAME=VALUE; names are: {_FILTERS}")
+        if not sign or name not in {one.split()[0] for one in names.split(", ")}:
+            raise InvalidRequest(f"--where {word}: write NAME=VALUE; names are: {names}")
         found[name] = value
     return found
 
@@ -256,7 +282,7 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     if explain:
         rows_ = ((one["title"], one["definition"], one["definition_ko"]) for one in measures)
         parts.append(table(("FIGURE", "WHAT IT MEANS", ""), rows_, empty=""))
-    return Group(*parts, Text(harmless("\n".join(_notes(found))), style="bright_black"))
+    return Group(*parts, Text(harmless("\n".join(age_notes(found))), style="bright_black"))
 
 
 def _head(measure: dict[str, Any]) -> str:
@@ -280,7 +306,8 @@ def _headline(found: dict[str, Any]) -> str:
     return f"{found['report']['title']}, {period}, {found['scope']}"
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
+def age_notes(found: dict[str, Any]) -> list[str]:
+    """What is not shown, and up to when each cluster's accounting was read."""
     notes = [f"{found['left_out']} more lines; see --limit"] if found["left_out"] else []
     for one in found["sources"]:
         age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()

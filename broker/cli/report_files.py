@@ -1,0 +1,58 @@
+"""Reports, and the jobs behind them, as files: CSV, JSON, Parquet; and the exports that the worker makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from broker.cli.options import api
+from broker.cli.output import emit
+from broker.errors import InvalidRequest
+
+FORMATS: Final = ("csv", "json", "parquet")
+
+
+def format_of(given: str | None, output: str) -> str:
+    """The format that is asked for, else the one that the file's name says, else CSV.
+
+    >>> format_of(None, "usage.parquet"), format_of(None, "-"), format_of("json", "usage.txt")
+    ('parquet', 'csv', 'json')
+    """
+    named = Path(output).suffix.removeprefix(".").lower()
+    wanted = given or (named if named in FORMATS else "csv")
+    if wanted not in FORMATS:
+        raise InvalidRequest(f"--format {wanted}: there is no such format; there are: {', '.join(FORMATS)}")
+    return wanted
+
+
+def save(
+    ctx: typer.Context, path: str, asked: Mapping[str, Any], given: str | None, output: str, *, as_json: bool
+) -> None:
+    """Write what the API answers into a file (`-`: standard output). A file that was there is replaced when
+    the new one is whole.
+    """
+    wanted = {**asked, "format": format_of(given, output)}
+    if wanted["format"] == "json" and path.endswith("/jobs"):
+        raise InvalidRequest("The jobs as JSON: use --jobs --json; files of them are csv or parquet")
+    if output == "-":
+        if as_json:
+            raise InvalidRequest("With --json the file needs a place of its own: name it with --output FILE")
+        with api(ctx) as client:
+            client.save(path, sys.stdout.buffer.write, **wanted)
+        sys.stdout.flush()
+        return
+    target = Path(output)
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        with api(ctx) as client, draft.open("wb") as file:
+            count = client.save(path, file.write, **wanted)
+        draft.replace(target)
+    except OSError as error:
+        raise InvalidRequest(f"{output} can't be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    emit({"path": output, "bytes": count}, lambda: f"Wrote {output} ({count} bytes).", as_json=as_json)
