@@ -16,6 +16,7 @@ from broker.cli import (
     audit,
     auth,
     clusters,
+    costs,
     keys,
     models,
     notifications,
@@ -27,6 +28,7 @@ from broker.cli import (
     server,
     tenants,
 )
+from broker.cli.advice import register as register_advice
 from broker.cli.output import message, report
 from broker.cli.report import register as register_report
 from broker.errors import BrokerError
@@ -79,6 +81,8 @@ app.add_typer(tenants.app)
 app.add_typer(keys.app)
 clusters.register(app)
 register_report(app)
+costs.register(app)
+register_advice(app)
 resources.register(app)
 app.add_typer(audit.app)
 notifications.register(app)

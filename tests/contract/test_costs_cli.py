@@ -1,0 +1,94 @@
+"""`broker costs` and `broker prices` against a real server."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.cli import main
+from broker.cli.report import last_whole
+from broker.identity import Role
+from tests.accounting import at, job, keep
+from tests.api_support import Api, context
+from tests.serving import served
+
+Call = Callable[..., Any]
+FIRST, AFTER = last_whole("month", datetime.now(UTC).date())
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    with context(tmp_path / "data") as ctx:
+        made = Api(ctx)
+        made.add("root", Role.ADMIN)
+        made.add("ann", tenant="team-a")
+        with ctx.db.write() as session:
+            keep(
+                session,
+                job(1, at(f"{FIRST}T10:00"), run_s=7200),
+                job(
+                    2, at(f"{FIRST}T10:00"), user="bob\x1b[2J", tenant="team-b", gpu_count=1, gpu_type="a100"
+                ),
+            )
+        with served(made) as port:
+            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
+            monkeypatch.setenv("BROKER_TOKEN", made.tokens["root"])
+            yield made
+
+
+@pytest.fixture
+def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*words: str, status: int = 0) -> Any:
+        capsys.readouterr()
+        assert main(list(words)) == status, capsys.readouterr()
+        out = capsys.readouterr()
+        return json.loads(out.out) if "--json" in words else out.out + out.err
+
+    return run
+
+
+def line(text: str, word: str) -> str:
+    return next(one for one in text.splitlines() if one.startswith(word))
+
+
+def test_prices_are_entered_listed_and_withdrawn_and_costs_follow(call: Call, tmp_path: Path) -> None:
+    assert "No prices: all use is unpriced" in call("prices", "list")
+    assert "?" in line(call("costs", "--last", "month"), "team-a")
+    call("prices", "set", "core_hour", "1500.5", "--from", f"{FIRST}")
+    told = call("prices", "set", "core_hour", "2000", "--from", "2999-01-01", "--partition", "gpu")
+    assert "2,000 KRW from 2999-01-01 on, partition gpu" in told
+    later = told.split(":")[0]
+    assert "1,500.5 KRW" in call("prices", "list")
+    call("prices", "withdraw", later)
+    assert [one["state"] for one in call("prices", "list", "--all", "--json")["items"]] == [
+        "holds",
+        "withdrawn",
+    ]
+
+    shown = call("costs", "--last", "month", "--by", "tenant", "--by", "user")
+    assert "12,004" in line(shown, "team-a") and "6,002" in line(shown, "team-b")
+    assert "18,006" in line(shown, "total") and "1.0 GPU h" in line(shown, "total")
+    assert "\x1b[2J" not in shown and "broker prices set" in shown
+
+    target = tmp_path / "invoice.csv"
+    call("costs", "--last", "month", "--invoice", str(target), "--no-bom")
+    rows = list(csv.DictReader(target.open(encoding="utf-8", newline="")))
+    assert (
+        rows[-1]["amount"] == "18006" and rows[-1]["since"] == f"{FIRST}" and rows[-1]["until"] == f"{AFTER}"
+    )
+
+
+def test_what_can_not_be_asked_is_told(call: Call) -> None:
+    assert "leave --by out" in call("costs", "--by", "user", "--invoice", "-", status=2)
+    assert "leave the other options out" in call("costs", "--run", "run-1", "--by", "user", status=2)
+    assert "There is no run" in call("costs", "--run", "run-1", status=66)
+    assert "names are: cluster" in call("costs", "--where", "size=3", status=2)
+    assert "one of them" in call("prices", "set", "core_hour", "--from", "2999-01-01", status=2)
+    assert "withdrawn" not in call("prices", "withdraw", "price-0", status=66)
+    assert "amount" in call("prices", "set", "core_hour", "cheap", "--from", "2999-01-01", status=2)
