@@ -56,6 +56,7 @@ def job(job_id: int, submit: int, wait_s: int = 0, run_s: int = 3600, **changes:
         "max_rss_mib": 2048,
         "mem_in_tot_mib": 4096,
         "gpu_util": None,
+        "gpu_util_by": None,
         "energy_j": None,
         "run_id": None,
         "counted_to": start + run_s,

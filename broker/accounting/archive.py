@@ -26,7 +26,9 @@ from broker.accounting.tables import (
 from broker.accounting.windows import Cursor
 from broker.db.locks import exclusive
 from broker.identity.tables import UserRow
+from broker.runs.measured import MeasuredGpu, measured_gpus
 from broker.runs.tables import JobRow, RunRow
+from broker.slurm.gpu_use import GpuSource, best
 from broker.slurm.sacct import JobRecord
 
 _PAGE = 2000
@@ -37,7 +39,7 @@ _PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
-_KEPT = ("total_cpu_s", "max_rss_mib", "mem_in_tot_mib", "gpu_util", "energy_j")
+_KEPT = ("total_cpu_s", "max_rss_mib", "mem_in_tot_mib", "energy_j")
 """What comes from the steps: Slurm purges those earlier than jobs (`PurgeStepAfter`)."""
 
 
@@ -48,9 +50,6 @@ class People:
     cluster: str
     default_account: str | None
 
-
-def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types: Mapping[str, str]) -> int:
-    """Store jobs (none twice) and what they change in the sums; how many were new or different.
 
 class Owned(Protocol):
     """What a job tells of whose it is."""
@@ -98,6 +97,9 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
     return owner_of
 
 
+def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types: Mapping[str, str]) -> int:
+    """Store jobs (none twice) and what they change in the sums; how many were new or different.
+
     `gpu_types`: by node list, for jobs whose TRES name no type.
     """
     exclusive(session, f"accounting {people.cluster}")
@@ -106,6 +108,8 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
     if not fresh:
         return 0
     owner_of = owners(session, people, fresh)
+    ours = [job.job_id for job in fresh if job.gpu_count and owner_of(job).run_id is not None]
+    measured = measured_gpus(session, people.cluster, ours) if ours else {}
     sums, rows = Sums(), []
     for job in fresh:
         before = known.get((job.job_id, job.submit_at))
@@ -115,6 +119,7 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
         owner = owner_of(job)
         row |= {"run_id": owner.run_id, "tenant": owner.tenant, "user": owner.user}
         _keep(row, before)
+        row |= _gpu_use(job, measured.get(job.job_id), before)
         row["counted_to"] = _counted_to(job, before)
         if before is not None:
             sums.add(before, -1)
@@ -146,6 +151,19 @@ def _keep(row: dict[str, Any], before: Mapping[str, Any] | None) -> None:
     for name in _KEPT if before is not None else ():
         if row[name] is None:
             row[name] = before[name] if before else None
+
+
+def _gpu_use(
+    job: JobRecord, measured: MeasuredGpu | None, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """How busy the GPUs were, by whom we believe most; what was known stays where nobody knows better."""
+    ours = measured.of_attempt(job.start_at, job.end_at) if measured else None
+    util, source = best(
+        (job.gpu_util, job.gpu_util_by),
+        (ours, GpuSource.MEASURED),
+        (before["gpu_util"], before["gpu_util_by"]) if before else (None, None),
+    )
+    return {"gpu_util": util, "gpu_util_by": source and str(source)}
 
 
 def _counted_to(job: JobRecord, before: Mapping[str, Any] | None) -> int | None:

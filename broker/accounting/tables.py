@@ -25,9 +25,10 @@ class AccountingJobRow(Base):
     `mixed` for several.
     `mem_mib`, `cpus`, `gpu_count`, `billing`: allocated over all nodes (`cpus` of a pending job: asked for).
     `timelimit_s` null: unlimited. `total_cpu_s`, `max_rss_mib`, `mem_in_tot_mib` (max over steps), `gpu_util`
-    (per cent, mean over GPUs), `energy_j`: null is "no data", never 0. `cpu_partial`: the job was ended from
-    outside, `total_cpu_s` lacks what its last processes used. `counted_to`: the sums have its use up to here:
-    the end, or when it was last seen in the queue. `runaway`: no end, and not in the queue.
+    (per cent, mean over GPUs; `gpu_util_by` measured it: `slurm.gpu_use.GpuSource`), `energy_j`: null is "no
+    data", never 0. `cpu_partial`: the job was ended from outside, `total_cpu_s` lacks what its last processes
+    used. `counted_to`: the sums have its use up to here: the end, or when it was last seen in the queue.
+    `runaway`: no end, and not in the queue.
     """
 
     __tablename__ = "accounting_jobs"
@@ -67,6 +68,7 @@ class AccountingJobRow(Base):
     max_rss_mib: Mapped[int | None] = mapped_column(BigInteger)
     mem_in_tot_mib: Mapped[int | None] = mapped_column(BigInteger)
     gpu_util: Mapped[float | None]
+    gpu_util_by: Mapped[str | None] = mapped_column(String(16))
     energy_j: Mapped[int | None] = mapped_column(BigInteger)
     run_id: Mapped[str | None] = mapped_column(String(32))
     counted_to: Mapped[int | None] = mapped_column(BigInteger)
