@@ -23,6 +23,7 @@ from tests.harness import faults, timing
 from tests.harness.cluster import ROOT, Cluster
 from tests.harness.kills import Campaign
 from tests.harness.large import assert_large_output_arrives
+from tests.harness.long_logs import watch_long_log_of_a_run
 from tests.harness.product import Broker
 from tests.postgres import fresh_database, server
 
@@ -153,6 +154,12 @@ def large(stage: Stage) -> Measured:
         return Measured(assert_large_output_arrives(broker, 1024))
 
 
+def long_log(stage: Stage) -> Measured:
+    """One log of 5 GB, over SSH while its program runs, then from the store."""
+    with stage.broker(cluster_settings={"log_limit_mib": 8192}) as broker:
+        return Measured(watch_long_log_of_a_run(broker, 5_000_000_000))
+
+
 def fair_share(stage: Stage) -> Measured:
     """Two tenants, one greedy, on a small partition."""
     settings = {"partition": fairness.PARTITION, "poll_interval_s": 5.0}
@@ -272,6 +279,12 @@ ROWS = (
         "priority change on a run with 20 waiting jobs",
         "all 20 read back from Slurm, one audit row, ≤ 1 remote command",
         moved,
+    ),
+    Row(
+        "long-log",
+        "a log of 5 GB: tail, search, stream by level, a reader that stands still; running and stored",
+        "everything found, API memory grows < 64 MiB",
+        long_log,
     ),
     Row("large", "a 1 GiB output", "arrives checksummed, broker memory grows < 100 MB", large),
     Row(
