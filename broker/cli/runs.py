@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from broker.cli import following, run_views, transfers
+from broker.cli import advice, following, run_views, transfers, usage_views
 from broker.cli.client import Api
 from broker.cli.options import Interval, Json, Limit, RunId, VersionRef, api, examples, group, read_input
 from broker.cli.output import (
@@ -146,12 +146,19 @@ def show(
 ) -> None:
     """Show a run and each of its components."""
     with api(ctx) as client:
+        used: dict[str, Any] = {}
         if watch:
             with following.display() as shown:
                 found = following.wait(client, run, interval_s=interval, show=shown)
         else:
             found = client.get(f"/runs/{run}", attempt=attempt)
-    emit(found, lambda: run_views.run_view(found), as_json=as_json)
+            if not as_json and any(job["state"] == "RUNNING" for job in found["jobs"]):
+                used = client.get(f"/runs/{run}/usage", attempt=attempt, points=1)
+        ended = found["state"] in run_views.FINAL and not as_json
+        next_time = advice.line_for(client, found) if ended else None
+    emit(found, lambda: Group(run_views.run_view(found), *usage_views.live(used)), as_json=as_json)
+    if next_time:
+        message(next_time, style="bright_black")
 
 
 @app.command(epilog=examples("broker run wait run-7h2k", "broker run wait run-7h2k --timeout 3600 --json"))
@@ -171,6 +178,22 @@ def wait(
     """Wait until a run has ended. Exit code 0 if it succeeded, else 1, saying which component and why."""
     with api(ctx) as client:
         _wait(client, run, interval, timeout, follow=follow, as_json=as_json)
+
+
+@app.command(epilog=examples("broker run usage run-7h2k", "broker run usage run-7h2k --json"))
+def usage(
+    ctx: typer.Context,
+    run: RunId,
+    attempt: Attempt = None,
+    points: Annotated[
+        int, typer.Option("--points", min=1, max=1000, help="Points of each history at most.")
+    ] = 40,
+    as_json: Json = False,
+) -> None:
+    """Show what a run's jobs really use: CPU, memory, GPUs, each with who measured it and how long ago."""
+    with api(ctx) as client:
+        found = client.get(f"/runs/{run}/usage", attempt=attempt, points=points)
+    emit(found, lambda: usage_views.usage_view(found), as_json=as_json)
 
 
 @app.command(epilog=examples("broker run cancel run-7h2k --wait"))

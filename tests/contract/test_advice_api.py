@@ -16,15 +16,15 @@ from broker.accounting.tables import AccountingCursorRow
 from broker.audit.tables import AuditRow
 from broker.db import utcnow
 from broker.identity import Role
-from broker.runs.states import JobState, Phase, RunState
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.states import JobState
+from broker.runs.tables import JobRow
 from broker.spec import parse
 from tests.accounting import job, keep
+from tests.advice_support import USED, ended, requested
 from tests.api_support import SPEC, Api, codes, context, spec
 from tests.postgres import fresh_database
 
-NUMBER = itertools.count(1000)
-USED = {"loader": {"mem_in_tot_mib": 500}, "trainer": {"mem_in_tot_mib": 9000, "gpu_util": 90.0}}
+NUMBER = itertools.count()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -40,53 +40,6 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
         made.add("bob", tenant="team-a")
         made.add("eve", tenant="team-b")
         yield made
-
-
-def requested(api: Api, who: str = "ann", document: dict[str, Any] | None = None, **more: Any) -> str:
-    """A run of the pipeline in its newest version."""
-    if document is not None:
-        assert api.store(who, document).status_code in (200, 201)
-    answer = api.call("POST", "/runs", who, json={"pipeline": "digits", **more})
-    assert answer.status_code == 201, answer.text
-    run: str = answer.json()["id"]
-    return run
-
-
-def ended(
-    api: Api,
-    run_id: str,
-    state: JobState = JobState.COMPLETED,
-    used: dict[str, dict[str, Any]] | None = None,
-    *,
-    accounted: bool = True,
-) -> str:
-    """The run's jobs ran for half an hour and ended; accounting has them."""
-    now = utcnow()
-    begun = now - timedelta(hours=1)
-    rows = []
-    with api.ctx.db.write() as session:
-        run = session.get_one(RunRow, run_id)
-        good = state is JobState.COMPLETED
-        run.state, run.phase = RunState.SUCCEEDED if good else RunState.FAILED, Phase.DONE
-        run.started_at, run.ended_at = begun, now
-        for one in session.scalars(select(JobRow).where(JobRow.run_id == run_id, JobRow.state == "INTENDED")):
-            one.slurm_job_id, one.state = next(NUMBER), state
-            one.started_at, one.ended_at = begun, begun + timedelta(seconds=1800)
-            rows.append(
-                job(
-                    one.slurm_job_id,
-                    int(begun.timestamp()),
-                    run_s=1800,
-                    state=str(state),
-                    run_id=run_id,
-                    cpu_partial=not good,
-                    gpu_count=one.resources["gpu_count"],
-                    **{"max_rss_mib": None} | (used or USED)[one.component],
-                )
-            )
-        if accounted:
-            keep(session, *rows)
-    return run_id
 
 
 def advice(
@@ -130,7 +83,7 @@ def test_a_requeued_job_counts_with_all_its_starts(api: Api) -> None:
         row = session.scalars(select(JobRow).where(JobRow.run_id == run, JobRow.component == "trainer")).one()
         assert row.slurm_job_id is not None
         before = int((utcnow() - timedelta(hours=5)).timestamp())
-        lost = {"state": "NODE_FAIL", "mem_in_tot_mib": 30_000, "gpu_count": 2}
+        lost: dict[str, Any] = {"state": "NODE_FAIL", "mem_in_tot_mib": 30_000, "gpu_count": 2}
         keep(session, job(row.slurm_job_id, before, run_s=1800, run_id=run, **lost))
     found = said(advice(api, f"/runs/{run}/advice"), "trainer")
     assert (found["memory"][1], found["time"]) == ("36GB", ("time_lower", "1h15m"))
