@@ -98,6 +98,7 @@ def profile_of(name: str, cluster: ClusterSettings, environment: str) -> Cluster
         },
         default_cpus=cluster.default_cpus,
         signal_before_s=cluster.signal_before_s,
+        gpu_sample_s=cluster.gpu_sample_interval_s,
         path=cluster.path,
     )
 

@@ -6,6 +6,7 @@
             .lock  journal.<attempt>  submit.<attempt>.sh  plan.<attempt>.json  fenced.<attempt>
             <component>/code-<digest>.tar    with its .sha256
             <component>/<attempt>/           job.sh  slurm.log  output_dir  done  status.json
+                                             gpu.<restart>.<node>.csv and .mig
         <component>/checkpoints/             kept over restarts and attempts
         <component>/<attempt>.<restart>/     outputs/  logs/  inputs/  code/  scratch/  params.json
 
@@ -52,6 +53,25 @@ def control_dir(profile: ClusterProfile, run_id: str, component: str, attempt: i
 def status_path(profile: ClusterProfile, run_id: str, component: str, attempt: int) -> str:
     """Give the path of `status.json`, written by rename when the script ends."""
     return f"{control_dir(profile, run_id, component, attempt)}/status.json"
+
+
+GPU_SAMPLE_FIELDS = (
+    "timestamp,index,uuid,utilization.gpu,utilization.memory,memory.used,memory.total,"
+    "temperature.gpu,power.draw,mig.mode.current"
+)
+"""What the job's sampler asks `nvidia-smi --query-gpu` for: the columns of `gpu.….csv`, in this order."""
+GPU_SAMPLES_BYTES = 512 * 1024
+"""A file of samples above this begins anew; the one before is kept beside it (`.old`)."""
+
+
+def gpu_samples(
+    profile: ClusterProfile, run_id: str, component: str, attempt: int, restart: int, node: int
+) -> str:
+    """Give the file in which one start's sampler writes down the GPUs of its node (0, 1, …), without ending.
+
+    `.csv`: lines of `GPU_SAMPLE_FIELDS`, oldest first; `.mig`: the slices as last seen, where there are any.
+    """
+    return f"{control_dir(profile, run_id, component, attempt)}/gpu.{restart}.{node}"
 
 
 def home_dir(profile: ClusterProfile, run_id: str, component: str, attempt: int, restart: int) -> str:

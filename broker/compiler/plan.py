@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from broker.compiler.names import CONTROL, control_dir, job_name, run_dir
+from broker.compiler.names import (
+    CONTROL,
+    GPU_SAMPLE_FIELDS,
+    GPU_SAMPLES_BYTES,
+    control_dir,
+    job_name,
+    run_dir,
+)
 from broker.compiler.profile import ClusterProfile, ResolvedCode, ResolvedImage, RunIdentity
 from broker.compiler.render import as_argument, render
 from broker.compiler.sbatch_args import WARNED_EARLY_S, cpus_per_node, job_args, start_limit, time_limit
@@ -199,6 +206,9 @@ class _Compiler:
             env=self._env,
             passed_on=_PASSED_ON,
             gpus=component.resources.gpu_count,
+            sample_s=self._profile.gpu_sample_s if component.resources.gpu_count else 0,
+            sample_fields=GPU_SAMPLE_FIELDS,
+            sample_bytes=GPU_SAMPLES_BYTES,
             apptainer=self._profile.apptainer,
             sif=image.sif if image else component.image.reference,
             program=program,

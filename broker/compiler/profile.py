@@ -37,7 +37,8 @@ class ClusterProfile:
     `gpu_types` maps types in specs to GRES types (default: lower case). A component that names no CPUs gets
     `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. With `tenant_accounts` the tenant's
     name is the Slurm account, but for the tenant `default`, whose jobs go to `account`. `classes` by priority
-    class; without any, jobs go to `qos` whatever their class. Paths hold only characters that need
+    class; without any, jobs go to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy
+    its GPUs are (0: never). Paths hold only characters that need
     no quoting anywhere: not in Slurm's file name patterns, Apptainer's bind lists or JSON.
     """
 
@@ -57,6 +58,7 @@ class ClusterProfile:
     default_cpus: int = 1
     cpus_per_gpu: int = 0
     signal_before_s: int = 120
+    gpu_sample_s: int = 0
     path: str = DEFAULT_PATH
     apptainer: str = "apptainer"
 

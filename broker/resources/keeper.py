@@ -19,6 +19,7 @@ from broker.db import utcnow
 from broker.db.leases import Lease
 from broker.errors import BrokerError
 from broker.resources import dcgm
+from broker.resources.gauge import Gauge
 from broker.resources.samples import forget_samples, keep_samples, samples_of, tenants_amounts
 from broker.resources.snapshot import Look, summarize
 from broker.resources.tables import ResourceRow
@@ -37,8 +38,8 @@ DCGM_PAUSE_S = 60.0
 class ResourceKeeper:
     """Keeps the last look at one cluster's nodes. Used by the thread that polls."""
 
-    def __init__(self, ctx: Context, cluster: str, lease: Lease) -> None:
-        self._ctx, self._cluster, self._lease = ctx, cluster, lease
+    def __init__(self, ctx: Context, cluster: str, lease: Lease, gauge: Gauge | None = None) -> None:
+        self._ctx, self._cluster, self._lease, self._gauge = ctx, cluster, lease, gauge
         self._settings = ctx.cluster(cluster)
         self._queue: QueueSnapshot | None = None
         self._forget_after = 0.0
@@ -63,7 +64,7 @@ class ResourceKeeper:
         for job in running:
             for node in job.nodes:
                 jobs[node].append(_job(job, known.get(job.job_id)))
-        look = summarize(nodes, gpu_use, jobs)
+        look = summarize(nodes, gpu_use, jobs, self._gauge.nodes(taken_at) if self._gauge else {})
         have = [
             (run.tenant, job.tres.gpus, job.tres.cpus or job.cpus, job.tres.memory_mib)
             for job in running
@@ -77,7 +78,7 @@ class ResourceKeeper:
         if url is None or time.monotonic() < self._dcgm_after:
             return {}
         try:
-            return dcgm.ask(url)
+            return dict(dcgm.ask(url, utcnow()).nodes)
         except BrokerError as error:
             self._dcgm_after = time.monotonic() + DCGM_PAUSE_S
             log.warning("gpu_use_unknown", cluster=self._cluster, detail=error.detail)

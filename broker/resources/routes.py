@@ -13,6 +13,8 @@ from broker.db import utcnow
 from broker.identity import Permission, Principal
 from broker.resources.schemas import HistoryView, NodesView, ResourcesView
 from broker.resources.snapshot import NodeState
+from broker.resources.usage_schemas import RunUsageView
+from broker.resources.usage_views import show_usage
 from broker.resources.views import show_history, show_nodes, show_resources
 
 router = APIRouter(tags=["resources"])
@@ -67,3 +69,21 @@ def get_history(
     return show_history(
         ctx, principal, cluster, by, resource, begin, end, STEPS[step] if step else None, name
     )
+
+
+@router.get("/runs/{run_id}/usage", tags=["runs"])
+def get_run_usage(
+    run_id: str,
+    ctx: Ctx,
+    principal: Annotated[Principal, Depends(requires(Permission.RUNS_READ))],
+    attempt: Annotated[
+        int | None, Query(ge=1, description="An earlier attempt; unset: the newest of each component")
+    ] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Beginning of the histories; the run's if unset")
+    ] = None,
+    until: Annotated[AwareDatetime | None, Query(description="End; the run's, or now, if unset")] = None,
+    points: Annotated[int, Query(ge=1, le=1000, description="Points of a history at most")] = 120,
+) -> RunUsageView:
+    """What a run's jobs really use: CPU, memory, GPUs, each with who measured it and when."""
+    return show_usage(ctx, principal, run_id, attempt, since, until, points)

@@ -25,7 +25,7 @@ class AmountView(BaseModel):
     measured: int
     source: str | None = Field(
         description="Who measured: `node` (load average, memory without free, as slurmd told), `dcgm` "
-        "(GPUs × utilisation); null: nobody"
+        "(GPUs × utilisation), `sampler` (the broker's jobs, of their own GPUs), `dcgm+sampler`; null: nobody"
     )
 
 

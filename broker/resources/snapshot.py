@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from broker.slurm import Node
@@ -45,7 +46,7 @@ class Amount:
     """How much there is of something: GPUs, CPUs, or memory in MiB.
 
     `shared`: of `allocated`, GPUs that jobs hold shards of. `used`: measured, on what `measured` of `total`
-    lies on; None: nobody measured. `source`: who measured.
+    lies on; None: nobody measured. `source`: who measured (`dcgm+sampler`: some these, some those).
     """
 
     total: int = 0
@@ -78,7 +79,8 @@ class Amount:
         if used is not None:
             self.used = (self.used or 0.0) + used
             self.measured += total
-            self.source = source
+            sources = {*(self.source or source).split("+"), *source.split("+")}
+            self.source = "+".join(sorted(sources))
 
 
 @dataclass(slots=True)
@@ -136,11 +138,15 @@ def is_slice(gpu_type: str) -> bool:
 
 
 def summarize(
-    nodes: Iterable[Node], gpu_use: Mapping[str, float], jobs: Mapping[str, Sequence[Mapping[str, Any]]]
+    nodes: Iterable[Node],
+    gpu_use: Mapping[str, float],
+    jobs: Mapping[str, Sequence[Mapping[str, Any]]],
+    sampled: Mapping[str, tuple[float, int]] = MappingProxyType({}),
 ) -> Look:
     """Amounts of a cluster and of each partition, and its nodes.
 
-    `gpu_use`: GPUs' worth of use that was measured, by node name. `jobs`: what runs, by node name. A node in
+    `gpu_use`: GPUs' worth of use that was measured, by node name. `sampled`: for nodes without, what jobs
+    measured of their own GPUs: (worth of use, GPUs). `jobs`: what runs, by node name. A node in
     two partitions counts in each, and once in the cluster. Nodes that slurm.conf(5) only announces (FUTURE)
     are not there.
     """
@@ -150,7 +156,7 @@ def summarize(
             continue
         mine = Amounts()
         for amounts in (mine, cluster, *(partitions[name] for name in node.partitions)):
-            _count(amounts, node, gpu_use.get(node.name))
+            _count(amounts, node, gpu_use.get(node.name), sampled.get(node.name))
         rows.append(
             {
                 "name": node.name,
@@ -165,7 +171,7 @@ def summarize(
     return Look(cluster, dict(sorted(partitions.items())), rows)
 
 
-def _count(amounts: Amounts, node: Node, gpu_use: float | None) -> None:
+def _count(amounts: Amounts, node: Node, gpu_use: float | None, sampled: tuple[float, int] | None) -> None:
     free = free_part(node)
     amounts.cpus.add(node.total.cpus, node.used.cpus, free)
     amounts.memory_mib.add(node.total.memory_mib, node.used.memory_mib, free)
@@ -175,6 +181,8 @@ def _count(amounts: Amounts, node: Node, gpu_use: float | None) -> None:
         gpu.add(total, allocated, free, shared)
         if len(types) == 1 and gpu_use is not None:  # of two types nobody says which one is busy
             gpu.measure(min(gpu_use, float(total)), total, "dcgm")
+        elif len(types) == 1 and sampled is not None:
+            gpu.measure(min(sampled[0], float(total)), min(sampled[1], total), "sampler")
     for name, total in node.total.other.items():
         if name.startswith("gres/shard"):
             kind = name.removeprefix("gres/shard").lstrip(":") or _only(types)

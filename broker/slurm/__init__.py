@@ -11,6 +11,7 @@ from broker.slurm.queue import AccountingJob, QueueJob, QueueSnapshot
 from broker.slurm.sharing import JobPriority, Qos, Share
 from broker.slurm.states import SlurmState, parse_state
 from broker.slurm.tres import Tres, parse_quantity, parse_tres
+from broker.slurm.usage import StepUsage
 from broker.slurm.versions import Version
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Share",
     "SlurmClient",
     "SlurmState",
+    "StepUsage",
     "Tres",
     "Version",
     "parse_quantity",

@@ -43,6 +43,7 @@ from broker.slurm.queue import (
 )
 from broker.slurm.sharing import JobPriority, Priorities, Qos, QosList, Share, Shares
 from broker.slurm.states import SlurmState
+from broker.slurm.usage import LIMIT_S, RunningUsage, StepUsage
 from broker.slurm.versions import accounting_fields
 
 T = TypeVar("T")
@@ -101,7 +102,6 @@ class SlurmClient:
         """The tree of fair shares."""
         return self._ask(Shares())[0]
 
-    def qos(self) -> tuple[Qos, ...]:
     def node_events(self, cluster: str, since: int) -> tuple[tuple[NodeEvent, ...], tuple[str, ...]]:
         """What happened to nodes of a `ClusterName` since (epoch seconds), and lines not understood."""
         return self.sacct(NodeEvents(cluster, since))
@@ -110,6 +110,7 @@ class SlurmClient:
         """Reservations of a `ClusterName` since (epoch seconds), and lines not understood."""
         return self.sacct(Reservations(cluster, since))
 
+    def qos(self) -> tuple[Qos, ...]:
         """The classes of service and their limits."""
         return self._ask(QosList())[0]
 
@@ -182,6 +183,10 @@ class SlurmClient:
                 raise OutcomeUnknown(f"squeue gave lines that are not understood: {bad[0]!r}")
             found |= {job.job_id: job for job in jobs}
         return found
+
+    def running_usage(self, job_ids: Sequence[int], limit_s: int = LIMIT_S) -> tuple[StepUsage, ...]:
+        """What running jobs use now, by step: those that Slurm told within the limit. Absent is unknown."""
+        return self._ask(RunningUsage(tuple(job_ids), limit_s))[0] if job_ids else ()
 
     def batch_scripts(self, job_ids: Sequence[int]) -> dict[int, str]:
         """The scripts of jobs as slurmctld keeps them, by id; those of jobs it does not know are absent."""

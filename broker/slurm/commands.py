@@ -18,6 +18,7 @@ from broker.slurm.held import BatchScripts, Held
 from broker.slurm.queue import Accounting, Queue
 from broker.slurm.sacct import Window
 from broker.slurm.sharing import Priorities, QosList, Shares
+from broker.slurm.usage import RunningUsage
 
 REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
     {
@@ -38,11 +39,12 @@ REGISTRY: Mapping[str, type[Command[Any]]] = MappingProxyType(
         "partitions": Partitions,
         "priorities": Priorities,
         "shares": Shares,
+        "node_events": NodeEvents,
+        "reservations": Reservations,
         "qos": QosList,
         "qos_limits": QosLimitsList,
         "memberships": Memberships,
-        "node_events": NodeEvents,
-        "reservations": Reservations,
         "manage": Manage,
+        "running_usage": RunningUsage,
     }
 )

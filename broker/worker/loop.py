@@ -21,7 +21,6 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
-from broker.accounting.exporter import Exporter
 from broker.accounting.ingest import Ingester
 from broker.accounting.looks import Looker
 from broker.approvals.service import expire
@@ -35,6 +34,7 @@ from broker.models.service import register_model
 from broker.notifications.courier import Courier
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
+from broker.resources.gauge import Gauge
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.cleanup import due_for_removal, remove_run_files
 from broker.runs.collection import Collector
@@ -54,7 +54,6 @@ IDLE_TICK_S = 1.0
 JANITOR_S = 300.0
 EXPIRE_S = 60.0
 SEAL_S = 5.0
-EXPORT_S = 60.0
 """How long a row of the audit trail may be without its seal."""
 
 
@@ -97,7 +96,6 @@ def periodic(ctx: Context) -> list[Periodic]:
         Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
         Periodic("approvals", EXPIRE_S, lambda lease: expire(ctx, lease)),
     ]
-        Periodic("reports", EXPORT_S, Exporter(ctx).tick),
 
 
 class ClusterWorker:
@@ -133,10 +131,12 @@ class ClusterWorker:
 
     def _work(self, lease: Lease) -> None:
         queue = QueueKeeper(self._ctx, self.cluster, lease)
-        resources = ResourceKeeper(self._ctx, self.cluster, lease)
+        gauge = Gauge(self._ctx, self.cluster, lease)
+        resources = ResourceKeeper(self._ctx, self.cluster, lease, gauge)
 
         def keep(snapshot: QueueSnapshot) -> None:
             resources.see(snapshot)
+            gauge.see(snapshot)
             queue.keep(snapshot)
 
         tracker = Tracker(self._ctx, self.cluster, lease, keep)
@@ -155,6 +155,7 @@ class ClusterWorker:
                 ("poll", interval, lambda: self._poll(tracker, resources)),
                 ("ledger", interval, Bookkeeper(self._ctx, self.cluster, lease).tick),
                 ("watch", watching, Watcher(self._ctx, self.cluster, lease).tick),
+                ("usage", self._ctx.cluster(self.cluster).usage_interval_s, gauge.tick),
                 ("accounting", self._ctx.settings.accounting.interval_s, ingester.tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
             ):

@@ -104,6 +104,7 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "POST /api/v1/runs/{run_id}/cancel": Probe(sees=of_run, acts=owner_and_leaders, good=202),
     "POST /api/v1/runs/{run_id}/retry": Probe(sees=of_run, acts=owner, good=202, of={"run_id": "failed"}),
     "GET /api/v1/runs/{run_id}/events": RUN,
+    "GET /api/v1/runs/{run_id}/usage": RUN,
     "GET /api/v1/runs/{run_id}/events/stream": RUN,
     "GET /api/v1/runs/{run_id}/script": RUN,
     "GET /api/v1/runs/{run_id}/components/{component}/logs": Probe(sees=of_run, of=DONE),

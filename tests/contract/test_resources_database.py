@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import func, insert, select
@@ -27,6 +28,7 @@ from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.identity import Role
+from broker.resources import dcgm
 from broker.resources.keeper import ResourceKeeper
 from broker.resources.samples import (
     DAY,
@@ -402,7 +404,8 @@ def test_gpus_are_measured_by_prometheus_and_unknown_when_it_is_silent(tmp_path:
         finally:
             server.shutdown()
             thread.join()
-    assert Prometheus.asked == ["/api/v1/query?query=DCGM_FI_DEV_GPU_UTIL"] * 2
+    queries = [parse_qs(urlsplit(path).query)["query"] for path in Prometheus.asked]
+    assert queries == [[dcgm.QUERY]] * 2
 
 
 def test_the_command_shows_amounts_nodes_and_use(

@@ -408,3 +408,26 @@ def test_batch_scripts_are_those_that_were_submitted(recorded: Recordings) -> No
         recorded.ids["held_admin"]: script,
         recorded.ids["child"]: script,
     }
+
+
+# What running jobs use (record_usage.py)
+
+
+def test_sstat_tells_each_running_step_of_an_own_job_and_of_no_other(recorded: Recordings) -> None:
+    command, _ = recorded.read("usage/running_usage")
+    mine, ended, strangers, none = command.ids  # type: ignore[attr-defined]
+    steps, bad = recorded.parse("usage/running_usage")
+    assert bad == ()
+    assert {(one.job_id, one.step) for one in steps} == {(mine, "batch"), (mine, "0")}
+    assert {ended, strangers, none}.isdisjoint(one.job_id for one in steps)
+    batch, parallel = steps
+    assert 5 <= batch.cpu_s <= 15, "one process that computes for 12 s, as sampled every 5 s"
+    assert 64 <= batch.memory_mib <= 128, "64 MiB, and what Python itself needs"
+    assert (parallel.cpu_s, parallel.memory_mib > 2) == (0, True), "two tasks of sleep(1)"
+    assert (batch.gpu_util, batch.gpu_memory_mib) == (None, None)
+
+
+def test_sstat_of_unknown_jobs_is_empty_and_of_a_silent_controller_an_error(recorded: Recordings) -> None:
+    assert recorded.parse("usage/running_usage_of_none") == ((), ())
+    with pytest.raises(Unreachable):
+        recorded.parse("usage/running_usage_frozen")

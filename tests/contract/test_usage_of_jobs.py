@@ -1,0 +1,377 @@
+"""What jobs use, on a real database and through the whole HTTP stack.
+
+Slurm is not here: a host answers `sstat` in the form that was recorded (tests/contract/recordings), and runs
+every other command really, so that the samplers' files are real files on this machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select
+
+from broker.cli import main
+from broker.compiler.names import gpu_samples
+from broker.db import leases, utcnow
+from broker.db.leases import LeaseLost
+from broker.errors import Unreachable
+from broker.hosts import Completed, LocalHost
+from broker.hosts.files import tail_all
+from broker.identity import Role
+from broker.resources.gauge import Gauge
+from broker.resources.job_usage import forget_usage, over_time
+from broker.resources.keeper import ResourceKeeper
+from broker.runs.measured import JobUsageRow, JobUsageSampleRow, measured_gpus
+from broker.runs.tables import JobRow
+from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState, parse_tres
+from tests.api_support import Api, context, spec
+from tests.postgres import fresh_database
+from tests.serving import served
+
+BOTH = pytest.mark.parametrize("world", ["sqlite", "postgres"], indirect=True)
+MINUTE = timedelta(minutes=1)
+ROW = "{0}.batch|1|00:00:00|1|cpu={1},mem={2}|cpu={1},mem={2}\n"
+
+
+class Login(LocalHost):
+    """A login node on which sstat says what the test says. `asked`: every sstat's job ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, tuple[str, int]] = {}
+        self.asked: list[list[int]] = []
+        self.commands = 0
+        self.silent = False
+
+    def run(
+        self, argv: Sequence[str], *, stdin: Any = b"", timeout: float, readonly: bool = False
+    ) -> Completed:
+        self.commands += 1
+        if "sstat" not in argv:
+            return super().run(argv, stdin=stdin, timeout=timeout, readonly=readonly)
+        if self.silent:
+            raise Unreachable("no route")
+        ids = [int(word) for word in argv[list(argv).index("-j") + 1].split(",")]
+        self.asked.append(ids)
+        known = [ROW.format(job_id, *self.rows[job_id]) for job_id in ids if job_id in self.rows]
+        unknown = [f"sstat: error: couldn't get steps for job {n}" for n in ids if n not in self.rows]
+        return Completed(0, "".join(known).encode(), "\n".join(unknown).encode())
+
+
+class World:
+    """Runs whose trainers run in Slurm, a gauge, and the API on the same database."""
+
+    def __init__(self, api: Api) -> None:
+        self.api, self.ctx, self.host = api, api.ctx, Login()
+        self.ctx._hosts["main"] = self.host
+        self.ctx._slurm["main"] = SlurmClient(self.host)
+        lease = leases.acquire(self.ctx.db, "worker:main", "test", 3600)
+        assert lease is not None
+        self.lease = lease
+        self.gauge = Gauge(self.ctx, "main", lease)
+        self.queue: dict[int, QueueJob] = {}
+        for name, role, tenant in (
+            ("ann", Role.RESEARCHER, "red"),
+            ("eye", Role.VIEWER, "red"),
+            ("bob", Role.RESEARCHER, "blue"),
+        ):
+            api.add(name, role, tenant)
+
+    def run_of(self, who: str, number: int, gpus: int = 2, nodes: tuple[str, ...] = ("n1",)) -> str:
+        """A run whose trainer Slurm runs under `number`."""
+        name = f"{who}-{number}"
+        pipeline = self.api.store(who, spec(pipeline_id=name, name=name)).json()["pipeline"]["id"]
+        run_id: str = self.api.call("POST", "/runs", who, json={"pipeline": pipeline}).json()["id"]
+        with self.ctx.db.write() as session:
+            job = session.scalars(
+                select(JobRow).where(JobRow.run_id == run_id, JobRow.component == "trainer")
+            ).one()
+            job.slurm_job_id, job.state, job.started_at = number, "RUNNING", utcnow() - 10 * MINUTE
+            called = job.name
+        self.queue[number] = queue_job(number, called, gpus, nodes)
+        return run_id
+
+    def sample(self, run_id: str, *lines: str, node: int = 0, suffix: str = "csv", restart: int = 0) -> None:
+        """What the sampler of the run's trainer has written on a node."""
+        place = gpu_samples(self.ctx.profile("main"), run_id, "trainer", 1, restart, node)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{place}.{suffix}").write_text("\n".join(lines) + "\n")
+
+    def tick(self) -> None:
+        self.gauge.see(QueueSnapshot(utcnow(), tuple(self.queue.values())))
+        self.gauge.tick()
+
+    def usage(self, run_id: str, who: str = "ann", **query: Any) -> Any:
+        answer = self.api.call("GET", f"/runs/{run_id}/usage", who, params=query)
+        assert answer.status_code == 200, answer.text
+        return next(job for job in answer.json()["jobs"] if job["component"] == "trainer")
+
+
+def queue_job(number: int, name: str, gpus: int, nodes: tuple[str, ...]) -> QueueJob:
+    return QueueJob(
+        job_id=number,
+        name=name,
+        state=SlurmState.RUNNING,
+        reason="None",
+        user="broker",
+        account="red",
+        qos="training",
+        partition="gpu",
+        submit=None,
+        start=None,
+        end=None,
+        time_limit_s=3600,
+        nodes=nodes,
+        node_count=len(nodes),
+        cpus=8,
+        tres=parse_tres(f"cpu=8,mem=16G,node=1,gres/gpu={gpus},gres/gpu:a100={gpus}"),
+        priority=1,
+        nice=0,
+        dependency="",
+        restart_count=0,
+    )
+
+
+def line(index: int, util: int | str, memory: int = 1000, at: datetime | None = None) -> str:
+    when = (at or utcnow()).strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
+    return f"{when}, {index}, GPU-{index}, {util}, 1, {memory}, 40960, 50, 200.0, Disabled"
+
+
+NUMBER = itertools.count()
+
+
+@pytest.fixture
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    url = None
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = fresh_database(request.getfixturevalue("postgres_url"), f"usage{next(NUMBER)}")
+    clusters = {"main": {"transport": "local", "base_path": str(tmp_path / "jobs")}}
+    with context(tmp_path / "data", url, clusters=clusters) as ctx:
+        made = Api(ctx)
+        with made.http:
+            yield World(made)
+
+
+@BOTH
+def test_a_running_job_shows_what_it_uses_of_what_it_has_and_who_says_so(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.sample(run_id, line(0, 90, 30000), line(1, 50, 10000))
+    world.tick()
+    job = world.usage(run_id)
+    assert job["live"]
+    cpu, memory = job["cpu_cores"], job["memory_mib"]
+    assert (round(cpu["used"], 1), cpu["allocated"], cpu["source"]) == (4.0, 8, "slurm")
+    assert (memory["used"], memory["allocated"], memory["source"]) == (4096, 16384, "slurm")
+    assert (job["gpu_util"]["used"], job["gpu_util"]["source"], job["gpus_allocated"]) == (70, "sampler", 2)
+    assert (job["gpu_memory_mib"]["used"], job["gpu_memory_mib"]["allocated"]) == (40000, 81920)
+    assert [(gpu["node"], gpu["index"], gpu["util"]) for gpu in job["gpus"]] == [
+        ("n1", "0", 90),
+        ("n1", "1", 50),
+    ]
+    assert job["memory_peak_mib"] == 4096
+    assert cpu["age_s"] < 30
+    [point] = job["history"]
+    assert (point["gpu_util"], point["memory_mib"]) == (70, 4096)
+
+
+@BOTH
+def test_what_nobody_measured_is_null_never_0(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.tick()
+    job = world.usage(run_id)
+    names = ("cpu_cores", "memory_mib", "gpu_util", "gpu_memory_mib", "taken_at", "memory_peak_mib")
+    assert {job[name] for name in names} == {None}
+    assert (job["live"], job["gpus"], job["history"]) == (False, [], [])
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.tick()
+    job = world.usage(run_id)
+    assert job["memory_mib"] is not None
+    assert (job["gpu_util"], job["gpus_allocated"], job["gpu_util_mean"]) == (None, 2, None)
+    with world.ctx.db.read() as session:
+        assert measured_gpus(session, "main", [42]) == {}
+
+
+def test_every_node_of_a_job_has_its_sampler_and_an_old_file_tells_nothing(world: World) -> None:
+    run_id = world.run_of("ann", 42, gpus=4, nodes=("n1", "n2"))
+    world.sample(run_id, line(0, 100), line(1, 80))
+    world.sample(run_id, line(0, 20), line(1, 0), node=1)
+    world.tick()
+    job = world.usage(run_id)
+    assert [(gpu["node"], gpu["util"]) for gpu in job["gpus"]] == [
+        ("n1", 100),
+        ("n1", 80),
+        ("n2", 20),
+        ("n2", 0),
+    ]
+    assert job["gpu_util"]["used"] == 50
+    assert world.gauge.nodes(utcnow()) == {"n1": (1.8, 2), "n2": (0.2, 2)}
+    assert world.gauge.nodes(utcnow() + timedelta(hours=1)) == {}
+    old = utcnow() - 30 * MINUTE
+    world.sample(run_id, line(0, 100, at=old), line(1, 80, at=old))
+    world.sample(run_id, line(0, 100, at=old), node=1)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.tick()
+    assert world.usage(run_id)["gpu_util"] is None
+
+
+def test_slices_are_read_with_their_memory(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    folder = Path(__file__).parent / "recordings/nvidia-smi"
+    csv = (folder / "a100-mig.csv").read_text().partition(",")[2]
+    world.sample(run_id, f"{line(0, 0).partition(',')[0]},{csv.rstrip()}")
+    world.sample(run_id, (folder / "a100-mig.mig").read_text(), suffix="mig")
+    world.tick()
+    job = world.usage(run_id)
+    assert [(gpu["slice"], gpu["util"], gpu["memory_total"]) for gpu in job["gpus"]] == [
+        (True, None, 19968)
+    ] * 2
+    assert (job["gpu_util"], job["gpu_memory_mib"]["used"]) == (None, 24)
+
+
+def test_one_sstat_and_one_command_for_the_samples_whatever_the_number_of_jobs(world: World) -> None:
+    runs = [world.run_of("ann", 100 + n) for n in range(8)]
+    for number, run_id in enumerate(runs, 100):
+        world.host.rows[number] = "00:10:00", 1 << 30
+        world.sample(run_id, line(0, 50), line(1, 50))
+    world.host.commands = 0
+    world.tick()
+    assert (len(world.host.asked), world.host.commands) == (1, 2)
+    assert sorted(world.host.asked[0]) == list(range(100, 108))
+    assert {world.usage(run_id)["gpu_util"]["used"] for run_id in runs} == {50}
+
+
+def test_when_sstat_is_silent_the_gpus_are_still_known(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.sample(run_id, line(0, 90), line(1, 50))
+    world.host.silent = True
+    world.tick()
+    job = world.usage(run_id)
+    assert (job["memory_mib"], job["gpu_util"]["used"]) == (None, 70)
+
+
+def test_a_job_that_only_carries_our_number_is_not_asked_about(world: World) -> None:
+    world.run_of("ann", 42)
+    world.queue[42] = replace(world.queue[42], name="somebody else's")
+    world.tick()
+    assert world.host.asked == []
+
+
+def test_who_may_not_see_a_run_does_not_see_its_use(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.tick()
+    assert world.usage(run_id, "eye")["memory_mib"]["used"] == 4096
+    assert world.api.call("GET", f"/runs/{run_id}/usage", "bob").status_code == 404
+    later = {"since": "2026-03-02T00:00:00Z", "until": "2026-03-01T00:00:00Z"}
+    wrong = world.api.call("GET", f"/runs/{run_id}/usage", "ann", params=later)
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/until")
+
+
+@BOTH
+def test_a_start_anew_has_sums_of_its_own_and_the_warehouse_gets_the_mean(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    for util in (100, 50):
+        world.sample(run_id, line(0, util), line(1, util))
+        world.tick()
+    with world.ctx.db.read() as session:
+        mean = measured_gpus(session, "main", [42, 43])[42]
+        assert mean.percent == 75.0
+        assert measured_gpus(session, "elsewhere", [42]) == {}
+    with world.ctx.db.write() as session:
+        job = session.scalars(select(JobRow).where(JobRow.slurm_job_id == 42)).one()
+        job.restarts = 1
+    world.sample(run_id, line(0, 10), line(1, 30), restart=1)
+    world.tick()
+    with world.ctx.db.read() as session:
+        assert measured_gpus(session, "main", [42])[42].percent == 20.0
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    leases.release(world.ctx.db, world.lease)
+    with pytest.raises(LeaseLost):
+        world.tick()
+    assert world.usage(run_id)["taken_at"] is None
+
+
+@BOTH
+def test_a_year_of_hours_is_read_fast_in_few_points_and_old_looks_are_forgotten(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.tick()
+    now = utcnow()
+    with world.ctx.db.write() as session:
+        job_id = session.scalars(select(JobUsageRow.job_id)).one()
+        base = int(now.timestamp()) // 3600 * 3600
+        whole = {"cpu_n": 60, "cpu_cores": 120.0, "memory_n": 60, "memory_mib": 6e4, "gpu_util_n": 30}
+        whole |= {"gpu_util": 1500.0, "gpu_memory_n": 0, "gpu_memory_mib": 0.0, "job_id": job_id}
+        hours = [whole | {"step_s": 3600, "at": base - 3600 * n} for n in range(1, 8760)]
+        looks = [whole | {"step_s": 0, "at": base - 60 * n} for n in range(1, 5000)]
+        session.execute(insert(JobUsageSampleRow), hours + looks)
+    began = time.perf_counter()
+    since = (now - timedelta(days=365)).isoformat()
+    job = world.usage(run_id, since=since, points=300)
+    took = time.perf_counter() - began
+    print(f"\na year of one job in {len(job['history'])} points: {1000 * took:.0f} ms")
+    assert took < 1
+    assert 250 <= len(job["history"]) <= 301
+    point = job["history"][5]
+    assert (point["cpu_cores"], point["memory_mib"], point["gpu_util"]) == (2, 1000, 50)
+    assert point["gpu_memory_mib"] is None, "nobody measured it: not 0"
+    with world.ctx.db.write() as session:
+        forget_usage(session, world.ctx.settings.resources, now)
+        kept = session.scalar(
+            select(func.count()).where(JobUsageSampleRow.step_s == 0, JobUsageSampleRow.job_id == job_id)
+        )
+        assert 2 * 24 * 60 - 120 <= (kept or 0) <= 2 * 24 * 60 + 1
+        raw = over_time(session, job_id, now - timedelta(hours=2), now, 60, now - timedelta(days=2))
+        assert len(raw) >= 60
+
+
+def test_the_commands_show_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = world.run_of("ann", 42)
+    world.host.rows[42] = "00:40:00", 4 << 30
+    world.sample(run_id, line(0, 90, 30000), line(1, 50, 10000))
+    world.tick()
+    with served(world.api) as port:
+        monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("BROKER_TOKEN", world.api.tokens["ann"])
+        monkeypatch.setenv("COLUMNS", "250")
+        for command in ("usage", "show"):
+            assert main(["run", command, run_id]) == 0
+            shown = capsys.readouterr().out
+            assert "70 % (mean 70 %)" in shown
+            assert "4.0 of 8" in shown
+            assert "4.0 GiB of 16.0 GiB" in shown
+            assert "sampler, slurm" in shown
+
+
+def test_the_snapshot_takes_what_the_jobs_measured_where_nobody_else_does(world: World) -> None:
+    run_id = world.run_of("ann", 42)
+    world.sample(run_id, line(0, 90), line(1, 50))
+    world.tick()
+    keeper = ResourceKeeper(world.ctx, "main", world.lease, world.gauge)
+    assert keeper._gauge is world.gauge
+    assert world.gauge.nodes(utcnow()) == {"n1": (1.4, 2)}
+
+
+def test_the_ends_of_many_files_are_read_in_one_command_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a b").write_text("x" * 50 + "end\n")
+    (tmp_path / "nul").write_bytes(b"one\0two\n")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "folder").mkdir()
+    names = [str(tmp_path / name) for name in ("a b", "nul", "link", "folder", "missing")]
+    found = tail_all(LocalHost(), names, 10)
+    assert found == {names[0]: "xxxxxxend\n", names[1]: "onetwo\n"}
