@@ -71,6 +71,9 @@ HTTP_REQUESTS: Final = Counter(
 HTTP_SECONDS: Final = Histogram(
     "broker_http_request_seconds", "Time to answer a request", ["route"], buckets=_SHORT
 )
+STREAMS_OPEN: Final = Gauge(
+    "broker_streams_open", "Live streams and WebSockets that are open", multiprocess_mode="livesum"
+)
 RUNS: Final = Counter("broker_runs_total", "Runs that ended, by how", ["cluster", "state"])
 SUBMISSION_SECONDS: Final = Histogram(
     "broker_submission_seconds", "From a run's request to its last job id", ["cluster"], buckets=_TRANSFER

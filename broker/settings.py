@@ -259,6 +259,9 @@ class ApiSettings(_Section):
     key_days_max: int = Field(366, ge=1, description="Longest life of an API key")
     max_body_mib: int = Field(256, ge=1, description="Largest request body (uploaded code)")
     threads: int = Field(40, ge=4, description="Requests handled at once")
+    streams_per_account: int = Field(
+        64, ge=1, description="Live streams and WebSockets that one account may have open at one API process"
+    )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses of reverse proxies whose `X-Forwarded-For` tells the client's address"
     )

@@ -17,6 +17,7 @@ from broker.accounting.routes import router as reports_router
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.limits import router as limits_router
 from broker.api.middleware import JSON_LIMIT, RequestScope
+from broker.api.streams import OpenStreams
 from broker.approvals.routes import router as approvals_router
 from broker.context import Context
 from broker.costs.routes import router as costs_router
@@ -58,6 +59,7 @@ def create_app(ctx: Context) -> FastAPI:
         load_key(settings.data_dir), settings.api.access_token_minutes, settings.api.session_days
     )
     app.state.authenticator = Authenticator(ctx.db, signer)
+    app.state.streams = OpenStreams(settings.api.streams_per_account)
     app.state.sign_on = make_sign_on(ctx, signer.key)
     upload_limit = settings.api.max_body_mib << 20
     app.add_middleware(

@@ -50,8 +50,10 @@ async def serve_socket(
     try:
         credentials, said = await _greeting(socket)
         who = reader(socket.app.state.authenticator, credentials)
-        await count(socket.app.state.meter, await who(), Permission.RUNS_READ)
-        await _pump(socket, messages(who, said))
+        principal = await who()
+        await count(socket.app.state.meter, principal, Permission.RUNS_READ)
+        with socket.app.state.streams.hold(principal):
+            await _pump(socket, messages(who, said))
         await socket.close()
     except (WebSocketDisconnect, _Gone):
         return

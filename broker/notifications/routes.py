@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from broker.api.pagination import Page, PageParams, fetch, paginate
 from broker.api.security import Auth, Credentials, Ctx, requires
 from broker.api.sockets import Who, reader, serve_socket
+from broker.api.streams import EVENT_STREAM, Streams
 from broker.context import Context
 from broker.errors import BrokerError
 from broker.identity import Permission, Principal
@@ -65,7 +66,7 @@ def list_notifications(
 @router.get(
     "/stream",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=EVENT_STREAM,
 )
 async def stream_notifications(
     request: Request,
@@ -73,6 +74,7 @@ async def stream_notifications(
     auth: Auth,
     credentials: Credentials,
     principal: Reader,
+    streams: Streams,
     last_event_id: Number = None,
 ) -> StreamingResponse:
     """The same live, as server-sent events; goes on after `Last-Event-ID`, else with what comes from now on.
@@ -89,7 +91,7 @@ async def stream_notifications(
             async for found in news:
                 yield "".join(map(frame, found)) or ": still here\n\n"
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return streams.respond(principal, body())
 
 
 @router.websocket("/ws")

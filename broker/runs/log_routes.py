@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.api.security import Auth, Credentials, Ctx, requires
 from broker.api.sockets import Who, reader, serve_socket
+from broker.api.streams import EVENT_STREAM, Streams
 from broker.context import Context
 from broker.errors import BrokerError, InvalidRequest, Problem
 from broker.identity import Permission, Principal
@@ -83,7 +84,7 @@ def search_log(
 @router.get(
     "/stream",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=EVENT_STREAM,
 )
 async def stream_log(
     run_id: str,
@@ -92,6 +93,7 @@ async def stream_log(
     auth: Auth,
     credentials: Credentials,
     principal: Reader,
+    streams: Streams,
     attempt: Attempt = None,
     stream: Which = "output",
     offset: Offset = 0,
@@ -116,7 +118,7 @@ async def stream_log(
             async for found in news:
                 yield log_frame(found)
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return streams.respond(principal, body())
 
 
 class _Asked(BaseModel):

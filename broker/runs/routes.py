@@ -11,6 +11,7 @@ from broker.api.conditional import IfNoneMatch, etag, matches
 from broker.api.idempotency import IdempotencyKey, OnceByKey, Replayed, request_hash
 from broker.api.pagination import Page, PageParams, fetch
 from broker.api.security import Ctx, requires
+from broker.api.streams import EVENT_STREAM, Streams
 from broker.compiler import preview, submission_script
 from broker.errors import NotFound
 from broker.identity import Permission, Principal
@@ -141,12 +142,13 @@ def list_events(
 @router.get(
     "/{run_id}/events/stream",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=EVENT_STREAM,
 )
 async def follow_events(
     run_id: str,
     ctx: Ctx,
     principal: Reader,
+    streams: Streams,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,9}$")] = None,
 ) -> StreamingResponse:
     """The same as server-sent events, live, until the run has ended; resumes after `Last-Event-ID`."""
@@ -158,7 +160,7 @@ async def follow_events(
         async for frame in frames:
             yield frame
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return streams.respond(principal, body())
 
 
 @router.get("/{run_id}/script")

@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from broker.api.app import make_app
+from broker.api.sockets import _Gone, _pump
 from broker.db import leases
 from broker.identity import Role
 from broker.notifications import feed, notify
 from broker.notifications.courier import LEASE
 from broker.notifications.outbox import distribute
-from broker.notifications.routes import _pump
 from broker.notifications.schemas import NoticeView
 from broker.notifications.signing import KEY_FILE
 from broker.notifications.tables import NotificationRow, WebhookRow
@@ -393,9 +393,10 @@ def test_a_reader_that_goes_while_it_is_sent_something_is_no_error(api):
             raise WebSocketDisconnect(1006)
 
     async def news():
-        yield [NoticeView.model_validate(notice)]
+        yield NoticeView.model_validate(notice).model_dump_json()
 
-    asyncio.run(_pump(Gone(), news()))
+    with pytest.raises(_Gone):  # what `serve_socket` takes for an end like any other
+        asyncio.run(_pump(Gone(), news()))
 
 
 def test_there_is_no_other_socket():

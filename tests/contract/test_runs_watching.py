@@ -14,11 +14,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import select
 from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from broker.api.streams import OpenStreams
 from broker.audit.tables import AuditRow
 from broker.compiler.names import LogPaths, control_dir, log_paths
 from broker.context import Context
@@ -37,6 +40,7 @@ from broker.runs.tracking import write_sighting
 from broker.runs.views import newest_jobs
 from tests.api_support import Api, context
 from tests.asgi import ask
+from tests.harness.processes import until
 from tests.serving import served
 from tests.tenants import store_results
 
@@ -405,3 +409,37 @@ def test_a_stored_log_is_read_the_same_way(tmp_path: Path) -> None:
             assert again["lines"][0] == found["lines"][0]
             stream = ask(api.app, "GET", f"/api/v1{LOGS.format(run_id)}/stream", api.headers("ann"))
             assert word in stream.text and "event: end" in stream.text
+
+
+def test_an_account_has_only_so_many_streams_open_and_gets_a_place_back(desk: Desk) -> None:
+    desk.api.app.state.streams = OpenStreams(2)
+    base = f"127.0.0.1:{{}}/api/v1/runs/{desk.run_id}"
+    ann, bob = desk.api.headers("ann"), desk.api.headers("bob")
+    with served(desk.api) as port:
+        logs = f"http://{base.format(port)}/components/trainer/logs/stream"
+        sockets = f"ws://{base.format(port)}/components/trainer/logs/ws"
+        with (
+            httpx.stream("GET", logs, headers=ann, timeout=20) as first,
+            connect(sockets, additional_headers=ann, open_timeout=20) as second,
+        ):
+            assert first.status_code == 200 and json.loads(second.recv(20))["lines"]
+            for path in (logs, logs.replace("components/trainer/logs", "events"), _notices(logs)):
+                refused = httpx.get(path, headers=ann, timeout=20)
+                assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5"), refused.text
+                assert "streams_per_account" in refused.json()["detail"]
+            with connect(sockets, additional_headers=ann, open_timeout=20) as third:
+                with pytest.raises(ConnectionClosed) as closed:
+                    third.recv(20)
+                assert closed.value.rcvd is not None and closed.value.rcvd.code == 4429
+            with httpx.stream("GET", _notices(logs), headers=bob, timeout=20) as other:
+                assert other.status_code == 200  # another account's places are its own
+        until(lambda: _opens(logs, ann) == 200, 20, "a place is free again", 0.1)
+
+
+def _notices(logs: str) -> str:
+    return logs.split("/runs/")[0] + "/notifications/stream"
+
+
+def _opens(url: str, headers: dict[str, str]) -> int:
+    with httpx.stream("GET", url, headers=headers, timeout=20) as answer:
+        return answer.status_code
