@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import broker.accounting.event_tables
+import broker.accounting.export_tables
 import broker.accounting.tables
 import broker.accounting.waiting_tables
 import broker.api.idempotency

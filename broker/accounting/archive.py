@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Table, delete, func, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -25,6 +24,7 @@ from broker.accounting.tables import (
 )
 from broker.accounting.windows import Cursor
 from broker.db.locks import exclusive
+from broker.db.upsert import upsert
 from broker.identity.tables import UserRow
 from broker.runs.measured import MeasuredGpu, measured_gpus
 from broker.runs.tables import JobRow, RunRow
@@ -125,7 +125,7 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types
             sums.add(before, -1)
         sums.add(row)
         rows.append(row)
-    _upsert(session, _JOBS, rows)
+    upsert(session, _JOBS, rows)
     add_sums(session, people.cluster, sums)
     return len(rows)
 
@@ -268,8 +268,8 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
         | {"jobs": jobs, "wait_s": seconds}
         for (day, who, kind, number), (jobs, seconds) in sorted(sums.waits.items())
     ]
-    _upsert(session, _DAYS, days, adding=SUMS)
-    _upsert(session, _WAITS, waits, adding=("jobs", "wait_s"))
+    upsert(session, _DAYS, days, adding=SUMS)
+    upsert(session, _WAITS, waits, adding=("jobs", "wait_s"))
 
 
 def rebuild(session: Session, cluster: str) -> int:
@@ -294,20 +294,6 @@ def rebuild(session: Session, cluster: str) -> int:
         total, last = total + len(page), (page[-1]["job_id"], page[-1]["submit_at"])
 
 
-def _upsert(
-    session: Session, table: Table, rows: Sequence[Mapping[str, Any]], adding: Sequence[str] = ()
-) -> None:
-    """Insert; where the key is there, replace the other columns, or add those of `adding`."""
-    if not rows:
-        return
-    make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement: Any = make(table)
-    new, keys = statement.excluded, [column.name for column in table.primary_key.columns]
-    names = adding or [column.name for column in table.columns if column.name not in keys]
-    changes = {name: table.c[name] + new[name] if adding else new[name] for name in names}
-    session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), list(rows))
-
-
 # ---- the cursor -------------------------------------------------------------------------------------
 
 
@@ -318,7 +304,7 @@ def cursor_of(row: AccountingCursorRow) -> Cursor:
 
 def save_cursor(session: Session, cluster: str, cursor: Cursor, at: datetime) -> None:
     """Write down how far was read."""
-    _upsert(session, _CURSORS, [{"cluster": cluster, "updated_at": at, **asdict(cursor)}])
+    upsert(session, _CURSORS, [{"cluster": cluster, "updated_at": at, **asdict(cursor)}])
 
 
 def statuses(session: Session) -> list[dict[str, Any]]:

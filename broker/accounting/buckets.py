@@ -6,19 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, NamedTuple
 
 from broker.accounting.histograms import bucket
 from broker.slurm.states import SlurmState
 
 DAY_S = 86_400
+_EPOCH = date(1970, 1, 1).toordinal()
 SUMS = (
     *("submitted", "started", "ended", "elapsed_s", "core_s", "gpu_s", "mem_mib_s", "billing_s"),
     *("cpu_jobs", "cpu_used_s", "cpu_alloc_s", "mem_jobs", "mem_used_mib_s", "mem_alloc_mib_s"),
     *("limit_jobs", "limit_used_s", "limit_s", "gpu_jobs", "gpu_used_s", "gpu_alloc_s"),
 )
 """The columns of `accounting_days` that add up."""
+
+
+_NOTHING = dict.fromkeys(SUMS, 0)
 
 
 class Who(NamedTuple):
@@ -48,7 +52,9 @@ class Sums:
         """Add a job (columns of `AccountingJobRow` by name), or take it away (`sign` -1)."""
         who, outcome = _who(job), job["state"]
         for day, values in _days(job):
-            total = self.days.setdefault((day, who, outcome), dict.fromkeys(SUMS, 0))
+            total = self.days.get(key := (day, who, outcome))
+            if total is None:
+                total = self.days[key] = _NOTHING.copy()
             for name, value in values.items():
                 total[name] += sign * value
         for kind, seconds in _waits(job):
@@ -80,7 +86,7 @@ def size_class(cpus: int) -> int:
 
 
 def _day(at: int) -> date:
-    return datetime.fromtimestamp(at, UTC).date()
+    return date.fromordinal(_EPOCH + at // DAY_S)
 
 
 def _days(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:

@@ -98,7 +98,7 @@ def _table(
     for name, value in bounds:
         if value is not None:
             table = table.filter(_same(table[name], name, value))
-    return table
+    return table if table.num_rows else None
 
 
 def _place(name: str) -> Callable[[date], int]:

@@ -92,7 +92,8 @@ def group(table: pa.Table, by: Sequence[str], sums: Sequence[str], counts: pa.Ta
         codes, values = _coded(table[name])
         keys = _joined(keys, codes, len(values))
         if counts is not None:
-            places = pc.index_in(_plain(counts[name]), pa.array(values))
+            plain = _plain(counts[name])
+            places = pc.index_in(plain, pa.array(values, plain.type))
             of_counts = _joined(of_counts, places, len(values))
         labels.append(values)
     made = _added_up(pa.table({_KEY: keys, **{name: table[name] for name in sums}}), [_KEY], sums)

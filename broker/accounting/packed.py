@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
-from sqlalchemy import Integer, Table, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Integer, Table, or_, select
 from sqlalchemy.orm import Session
 
+from broker.accounting.buckets import SUMS
 from broker.accounting.tables import AccountingDayRow, AccountingPackedRow, AccountingWaitRow
+from broker.db.upsert import upsert
 
 _PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
 PARTS: Final[Mapping[str, Table]] = {
@@ -31,9 +32,11 @@ COLUMNS: Final = {
     for part, table in PARTS.items()
 }
 """What a part's columns are: all of its table's but the cluster and the day, which all rows share."""
+AMOUNTS: Final = {"days": SUMS, "waits": ("jobs",)}
+"""What is added up in a part."""
 LAYOUT: Final = hashlib.blake2b(repr(sorted(COLUMNS.items())).encode(), digest_size=8).hexdigest()
 """What the columns are packed as; days packed before a column was added count as stale."""
-_WRITE = pa.ipc.IpcWriteOptions(compression="zstd")
+_WRITE = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
 _TEXT: Final = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -48,15 +51,7 @@ class Day(NamedTuple):
 def stale(session: Session, cluster: str, days: Iterable[date]) -> None:
     """Mark days whose sums change in this transaction."""
     rows = [{"cluster": cluster, "day": day, "layout": ""} for day in sorted(set(days))]
-    if rows:
-        make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        statement: Any = make(_PACKED)
-        session.execute(
-            statement.on_conflict_do_update(
-                index_elements=_WHERE, set_={"layout": statement.excluded.layout}
-            ),
-            rows,
-        )
+    upsert(session, _PACKED, rows)
 
 
 def pack(session: Session, cluster: str, most: int) -> int:
@@ -100,11 +95,14 @@ def read(
 
 
 def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequence[str]) -> pa.Table:
-    """A day's columns out of its rows."""
+    """A day's columns out of its rows; what came to nothing (RUNNING of a job that ended) is left out."""
     table = PARTS[part]
     chosen = [table.c[name] for name in names]
+    amounts = [table.c[name] for name in AMOUNTS[part]]
     rows = session.execute(
-        select(*chosen).where(table.c.cluster == cluster, table.c.day == day).order_by(*table.primary_key)
+        select(*chosen)
+        .where(table.c.cluster == cluster, table.c.day == day, or_(*(amount != 0 for amount in amounts)))
+        .order_by(*table.primary_key)
     )
     values = list(zip(*rows, strict=True)) or [()] * len(chosen)
     return pa.table(

@@ -10,8 +10,10 @@ from broker.settings import AccountingSettings
 FIRST_WINDOW_S = 3600
 LEAST_WINDOW_S = 60
 MOST_WINDOW_S = 31 * 86_400
-FEW_JOBS, MANY_JOBS = 2_000, 20_000
-"""A window with fewer is doubled, one with more is halved: the answer's size is what costs memory."""
+FEW_JOBS, MANY_JOBS = 5_000, 20_000
+"""A window with fewer is doubled, one with more is halved: the answer's size is what costs memory, and a job
+that runs through several windows is read in each.
+"""
 SLOW_S = 15.0
 AGAIN_AFTER_TROUBLE_S = 3600
 AGAIN_DAILY_S = 86_400

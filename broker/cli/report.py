@@ -13,7 +13,7 @@ from rich.text import Text
 
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
-from broker.cli.report_files import save
+from broker.cli.report_files import EXPORTS, save, show_exports
 from broker.errors import InvalidRequest
 
 BAR: Final = 24
@@ -31,7 +31,10 @@ _FILTERS: Final = (
 def report(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A report; without one: which there are.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A report; without one: which there are; `exports`: the scheduled exports."
+        ),
     ] = None,
     by: Annotated[
         list[str] | None,
@@ -82,6 +85,9 @@ def report(
     """
     if name is None:
         _show_list(ctx, as_json)
+        return
+    if name == EXPORTS:
+        show_exports(ctx, limit, as_json=as_json)
         return
     period = chosen_period(last, since, until)
     asked: dict[str, Any] = (
@@ -165,6 +171,7 @@ def register(root: typer.Typer) -> None:
         "broker report usage --by user --last quarter --csv usage.csv",
         "broker report usage --by day --last year --output usage.parquet",
         "broker report usage --last month --jobs --format parquet --output jobs.parquet",
+        "broker report exports",
     )
     root.command(epilog=examples(*lines))(report)
 
@@ -200,6 +207,7 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
         "GPU H>",
         "CPU>",
         "MEM>",
+        "NEXT TIME",
     )
     rows = (
         (
@@ -214,6 +222,7 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
             figure(one["gpu_hours"], "h"),
             figure(one["cpu_efficiency"], "ratio"),
             figure(one["memory_efficiency"], "ratio"),
+            one["advice"],
         )
         for one in items
     )

@@ -45,6 +45,8 @@ class Permission(StrEnum):
     CLUSTERS_READ = "clusters:read"
     CLUSTERS_MANAGE = "clusters:manage"
     REPORTS_READ = "reports:read"
+    EXPORTS_READ = "exports:read"
+    """What became of scheduled exports of reports: of all tenants, an admin's."""
     PRICES_MANAGE = "prices:manage"
     RESOURCES_READ = "resources:read"
     NOTIFICATIONS_MANAGE = "notifications:manage"

@@ -68,10 +68,12 @@ def _of_slurm(steps: Iterable[Mapping[str, str]], gpus: int) -> float | None:
 
     Of several steps the busiest: they may run beside each other on GPUs of their own, or one after the other.
     """
+    if not gpus:
+        return None
     looked_at = (step["TRESUsageInTot"] for step in steps if _sampled(step["TRESUsageInTot"]))
     found = (entry(tres, "gres/gpuutil") for tres in looked_at)
     most = max((int(text) for text in found if text.isascii() and text.isdigit()), default=None)
-    return None if most is None or not gpus else _percent(min(most / gpus, 100.0))
+    return None if most is None else _percent(min(most / gpus, 100.0))
 
 
 def _sampled(tres: str) -> bool:
@@ -81,10 +83,7 @@ def _sampled(tres: str) -> bool:
 
 def entry(tres: str, name: str) -> str:
     """One entry of a usage TRES, `cpu=00:00:01,mem=8945664`; "" where there is none."""
-    for part in tres.split(","):
-        if part.startswith(f"{name}="):
-            return part[len(name) + 1 :]
-    return ""
+    return f",{tres}".partition(f",{name}=")[2].partition(",")[0]
 
 
 def _percent(value: float) -> float | None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from typing_extensions import override
@@ -302,6 +303,7 @@ def count_tasks(expression: str) -> int:
     return max(total, 1)
 
 
+@lru_cache(4096)  # a job's time and memory stand with it, and with its steps
 def cpu_seconds(text: str) -> float | None:
     """`1-02:03:04`, `02:03:04`, `03:04.567` as seconds; None for what is empty or no duration."""
     match = _CPU_TIME.fullmatch(text.strip())
@@ -317,6 +319,7 @@ def _cpu_used(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> int
     return round(max(sum(found), cpu_seconds(row["TotalCPU"]) or 0.0)) if found else None
 
 
+@lru_cache(4096)
 def _mib(text: str) -> int | None:
     """A memory size in MiB, rounded up: sacct means bytes where no unit stands. None where there is none.
 

@@ -21,6 +21,7 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
+from broker.accounting.exporter import Exporter
 from broker.accounting.ingest import Ingester
 from broker.accounting.looks import Looker
 from broker.approvals.service import expire
@@ -54,6 +55,7 @@ IDLE_TICK_S = 1.0
 JANITOR_S = 300.0
 EXPIRE_S = 60.0
 SEAL_S = 5.0
+EXPORT_S = 60.0
 """How long a row of the audit trail may be without its seal."""
 
 
@@ -96,6 +98,7 @@ def periodic(ctx: Context) -> list[Periodic]:
         Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
         Periodic("approvals", EXPIRE_S, lambda lease: expire(ctx, lease)),
     ]
+        Periodic("reports", EXPORT_S, Exporter(ctx).tick),
 
 
 class ClusterWorker:

@@ -1,0 +1,77 @@
+"""What became of the scheduled exports of reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from broker.accounting.export_tables import ReportExportRow
+from broker.api.security import Ctx, requires
+from broker.identity import Permission, Principal
+
+router = APIRouter(tags=["reports"])
+Admin = Annotated[Principal, Depends(requires(Permission.EXPORTS_READ))]
+
+
+class ExportedFile(BaseModel):
+    """One file of a version."""
+
+    format: str
+    key: str
+    size: int
+    sha256: str
+
+
+class ExportView(BaseModel):
+    """One version of one export of one period."""
+
+    name: str
+    period: str
+    version: int = Field(description="Above 1: the figures had changed since the version before")
+    report: str
+    since: date
+    until: date = Field(description="The first day (UTC) that is not in it any more")
+    state: Literal["waiting", "intended", "stored"]
+    files: Sequence[ExportedFile]
+    stored_at: datetime | None
+    checked_at: datetime | None = Field(
+        description="When its figures were last compared with the present ones"
+    )
+    tries: int = Field(description="Tries that failed since the last one that did not")
+    next_try_at: datetime | None
+    trouble: str | None = Field(description="Why it waits, or what failed last")
+
+
+class ExportList(BaseModel):
+    """The exports, and where they are written."""
+
+    bucket: str
+    prefix: str
+    items: Sequence[ExportView]
+
+
+@router.get("/report-exports")
+def list_report_exports(
+    ctx: Ctx,
+    principal: Admin,
+    name: Annotated[str | None, Query(max_length=40, description="Only this export")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> ExportList:
+    """The scheduled exports of reports (`[reports]` in the settings), the latest periods first.
+
+    They are of all tenants, so only admins see them.
+    """
+    query = select(ReportExportRow)
+    if name is not None:
+        query = query.where(ReportExportRow.name == name)
+    order = (ReportExportRow.until.desc(), ReportExportRow.name, ReportExportRow.version.desc())
+    with ctx.db.read() as session:
+        rows = session.scalars(query.order_by(*order).limit(limit)).all()
+        items = [ExportView.model_validate(row, from_attributes=True) for row in rows]
+    settings = ctx.settings.reports
+    return ExportList(bucket=settings.bucket or ctx.objects.bucket, prefix=settings.prefix, items=items)

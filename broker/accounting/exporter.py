@@ -1,0 +1,270 @@
+"""The worker's scheduled exports: each finished period is written to the object store once, under its keys.
+
+What will be written is decided and committed before the first byte is sent; what lies there already, by size
+and SHA-256, is not sent again; the manifest comes last. Figures that have changed since (accounting learned
+of something late) are a new version beside the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from datetime import date, datetime, timedelta
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker import metrics
+from broker.accounting.definitions import REPORTS
+from broker.accounting.export_tables import ReportExportRow
+from broker.accounting.exports import (
+    TYPES,
+    StoredReport,
+    Version,
+    digest,
+    due_periods,
+    file_key,
+    manifest,
+    manifest_key,
+    midnight,
+    rendered,
+    to_check,
+    unread,
+)
+from broker.accounting.reports import Scope, Wanted, dimensions, period_bounds, period_name
+from broker.accounting.schemas import ReportView, Source
+from broker.accounting.sources import read_up_to
+from broker.accounting.views import view_report
+from broker.audit import record
+from broker.context import Context
+from broker.db import utcnow
+from broker.db.leases import Lease
+from broker.errors import BrokerError, ConfigurationError
+from broker.identity import SYSTEM
+from broker.objects import ObjectStore
+from broker.settings import ReportExportSettings
+
+log = structlog.get_logger("broker.reports")
+
+FIRST_PAUSE = timedelta(minutes=1)
+LONGEST_PAUSE = timedelta(hours=1)
+"""After a failure; each further pause is twice as long, up to the longest."""
+
+
+def wanted_of(name: str, export: ReportExportSettings, period: str, ctx: Context) -> Wanted:
+    """What an export asks for; raises `ConfigurationError` for what there is not."""
+    report = REPORTS.get(export.report)
+    where = f"reports.exports.{name}"
+    if report is None:
+        raise ConfigurationError(
+            f"{where}.report: there is no report {export.report!r}: {', '.join(REPORTS)}"
+        )
+    if report.now:
+        raise ConfigurationError(f"{where}.report: {report.name} tells how things stand now, not of a period")
+    unknown = [one for one in export.by if one not in dimensions(report)]
+    if unknown:
+        known = ", ".join(dimensions(report))
+        raise ConfigurationError(
+            f"{where}.by: {report.name} has no dimension {unknown[0]!r}; it has: {known}"
+        )
+    since, until = period_bounds(export.period, period)
+    return Wanted(report, since, until, export.by or report.by, quotas=ctx.settings.quotas)
+
+
+class Exporter:
+    """Writes what is due. Used by one thread, behind a lease."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx, self._settings = ctx, ctx.settings.reports
+        self._other: ObjectStore | None = None
+
+    @property
+    def _objects(self) -> ObjectStore:
+        """The store; of another bucket where one is set."""
+        bucket = self._settings.bucket
+        if bucket is None or bucket == self._ctx.objects.bucket:
+            return self._ctx.objects
+        if self._other is None:
+            self._other = ObjectStore(replace(self._ctx.objects.config, bucket=bucket))
+        return self._other
+
+    def tick(self, lease: Lease, now: datetime | None = None) -> None:
+        """Write what is due now. What fails is noted, counted and tried again; the rest goes on."""
+        now = now or utcnow()
+        for name, export in self._settings.exports.items():
+            for period in self._due(name, export, now):
+                try:
+                    self._write(lease, name, export, period, now)
+                except BrokerError as error:
+                    metrics.REPORT_EXPORT_FAILURES.labels(name, error.code).inc()
+                    log.warning("report_export_failed", export=name, period=period, detail=error.detail)
+                    self._note(lease, name, export, period, error.detail, now, failed=True)
+
+    def _due(self, name: str, export: ReportExportSettings, now: datetime) -> list[str]:
+        """The periods to write, and those to compare once more."""
+        query = select(ReportExportRow).where(ReportExportRow.name == name).order_by(ReportExportRow.version)
+        with self._ctx.db.read() as session:
+            newest = {
+                row.period: row
+                for row in session.scalars(query)
+                if row.period == period_name(export.period, row.since)  # the setting may have been another
+            }
+        stored = {period for period, row in newest.items() if row.state == "stored"}
+        again = [
+            period
+            for period in sorted(stored)
+            if to_check(
+                midnight(newest[period].until),
+                newest[period].checked_at or newest[period].made_at,
+                now,
+                self._settings.revise_days,
+            )
+        ]
+        wanted = [*again, *due_periods(export.period, now, self._settings.hour, newest, stored)]
+        return [period for period in wanted if not _paused(newest.get(period), now)]
+
+    def _write(
+        self, lease: Lease, name: str, export: ReportExportSettings, period: str, now: datetime
+    ) -> None:
+        """Write a period, if its figures are whole and not what lies there already."""
+        wanted = wanted_of(name, export, period, self._ctx)
+        with self._ctx.db.read() as session:
+            read = {one.cluster: one.complete_until for one in read_up_to(session)}
+            behind = unread(midnight(wanted.until), read, self._ctx.settings.clusters)
+            view = view_report(session, wanted, Scope(), None) if behind is None else None
+        if view is None:
+            self._note(lease, name, export, period, behind, now)
+            return
+        with self._ctx.db.write() as session:
+            lease.confirm(session)
+            intent = _intend(session, name, period, view, now)
+        if intent is None:
+            return
+        version, earlier = intent
+        aged = view.model_copy(update={"sources": [Source.model_validate(one) for one in version.sources]})
+        files = [self._send(name, period, version.version, aged, format) for format in export.formats]
+        made = replace(version, files=files)
+        self._objects.put_bytes(
+            manifest_key(self._settings.prefix, name, period),
+            manifest(name, period, aged, [*earlier, made]),
+            content_type=TYPES["json"],
+        )
+        with self._ctx.db.write() as session:
+            lease.confirm(session)
+            _conclude(session, name, period, made, now)
+        metrics.REPORT_EXPORTS.labels(name).inc()
+        log.info("report_exported", export=name, period=period, version=made.version)
+
+    def _send(self, name: str, period: str, version: int, view: ReportView, format: str) -> StoredReport:
+        """Put one file where it belongs, unless it lies there already."""
+        data = rendered(view, format)
+        key = file_key(self._settings.prefix, name, period, version, view.report.name, format)
+        file = StoredReport(format, key, len(data), hashlib.sha256(data).hexdigest())
+        if not self._objects.already_stored(key, file.size, file.sha256):
+            self._objects.put_bytes(key, data, content_type=TYPES[format])
+        return file
+
+    def _note(
+        self,
+        lease: Lease,
+        name: str,
+        export: ReportExportSettings,
+        period: str,
+        trouble: str | None,
+        now: datetime,
+        *,
+        failed: bool = False,
+    ) -> None:
+        """Write down why a period is not written yet; after a failure the next try has a pause before it."""
+        since, until = period_bounds(export.period, period)
+        with self._ctx.db.write() as session:
+            lease.confirm(session)
+            rows = _versions(session, name, period)
+            row = rows[-1] if rows else _added(session, name, period, 1, export.report, since, until, now)
+            row.trouble = trouble
+            if failed:
+                row.tries += 1
+                row.next_try_at = now + min(FIRST_PAUSE * 2 ** min(row.tries - 1, 10), LONGEST_PAUSE)
+
+
+def _paused(row: ReportExportRow | None, now: datetime) -> bool:
+    return row is not None and row.next_try_at is not None and row.next_try_at > now
+
+
+def _versions(session: Session, name: str, period: str) -> list[ReportExportRow]:
+    query = select(ReportExportRow).where(ReportExportRow.name == name, ReportExportRow.period == period)
+    return list(session.scalars(query.order_by(ReportExportRow.version)))
+
+
+def _added(
+    session: Session,
+    name: str,
+    period: str,
+    version: int,
+    report: str,
+    since: date,
+    until: date,
+    now: datetime,
+) -> ReportExportRow:
+    row = ReportExportRow(
+        name=name,
+        period=period,
+        version=version,
+        report=report,
+        since=since,
+        until=until,
+        state="waiting",
+        sources=[],
+        files=[],
+        made_at=now,
+        tries=0,
+    )
+    session.add(row)
+    return row
+
+
+def _intend(
+    session: Session, name: str, period: str, view: ReportView, now: datetime
+) -> tuple[Version, list[Version]] | None:
+    """Decide which version this is (without its files), and tell the earlier ones; None: the newest holds.
+
+    What was begun and not concluded goes on under its number; with the same figures it keeps the age that it
+    was given, so the same bytes are written, or found.
+    """
+    rows = _versions(session, name, period)
+    stored = [row for row in rows if row.state == "stored"]
+    figures = digest(view)
+    if stored and stored[-1] is rows[-1] and stored[-1].digest == figures:
+        stored[-1].checked_at, stored[-1].trouble, stored[-1].next_try_at = now, None, None
+        return None
+    row = rows[-1] if rows and rows[-1].state != "stored" else None
+    if row is None:
+        row = _added(session, name, period, len(rows) + 1, view.report.name, view.since, view.until, now)
+    if row.digest != figures:
+        row.digest, row.made_at = figures, now
+        row.sources = [source.model_dump(mode="json") for source in view.sources]
+    row.state = "intended"
+    return _version(row), [_version(one) for one in stored]
+
+
+def _conclude(session: Session, name: str, period: str, made: Version, now: datetime) -> None:
+    """The version lies in the store: say so, with its audit row."""
+    row = session.get_one(ReportExportRow, (name, period, made.version))
+    row.state, row.files = "stored", [asdict(file) for file in made.files]
+    row.stored_at = row.checked_at = now
+    row.trouble, row.next_try_at, row.tries = None, None, 0
+    record(
+        session,
+        SYSTEM,
+        "report.export",
+        "report_export",
+        f"{name}/{period}/v{made.version}",
+        None,
+        {"report": row.report, "since": f"{row.since}", "until": f"{row.until}", "files": row.files},
+    )
+
+
+def _version(row: ReportExportRow) -> Version:
+    files = [StoredReport(**file) for file in row.files]
+    return Version(row.version, row.made_at.isoformat(), row.digest or "", row.sources, files)
