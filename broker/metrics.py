@@ -140,6 +140,14 @@ ACCOUNTING_RUNAWAYS: Final = Gauge(
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
 AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")
+REPORT_EXPORTS: Final = Counter(
+    "broker_report_exports_total", "Versions of scheduled reports written to the object store", ["export"]
+)
+REPORT_EXPORT_FAILURES: Final = Counter(
+    "broker_report_export_failures_total",
+    "Tries to write a scheduled report that failed, by error",
+    ["export", "code"],
+)
 SIGN_ONS: Final = Counter(
     "broker_sign_ons_total", "Single sign-ons that came back, by how they ended", ["result"]
 )

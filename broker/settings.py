@@ -412,6 +412,45 @@ class CostSettings(_Section):
 class QuotaSettings(_Section):
     """What a tenant and a person may use. An admin sets one tenant's quota with `broker quota set`."""
 
+ExportName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
+class ReportExportSettings(_Section):
+    """One report that is written to the object store when a period (UTC) is over."""
+
+    report: str = Field(description="Name of the report; `broker report` lists them")
+    by: tuple[str, ...] = Field((), max_length=4, description="Dimensions; none: the report's own")
+    period: Literal["day", "week", "month"] = Field(
+        "month", description="What it is about: the last whole one"
+    )
+    formats: tuple[Literal["parquet", "csv", "json"], ...] = Field(
+        ("parquet",), min_length=1, description="Formats of the files"
+    )
+
+
+class ReportSettings(_Section):
+    """Reports that are written to the object store by themselves."""
+
+    exports: dict[ExportName, ReportExportSettings] = Field(
+        {}, description="Exports by name (a-z, 0-9, `-`), which is a part of the files' keys"
+    )
+    bucket: str | None = Field(
+        None, min_length=3, max_length=63, description="Bucket, which exists; unset: the one for results"
+    )
+    prefix: str = Field(
+        "reports", pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", description="Before the files' keys"
+    )
+    hour: int = Field(
+        6, ge=0, le=23, description="Hour (UTC) of the day after a period from which on it is written"
+    )
+    revise_days: int = Field(
+        7,
+        ge=0,
+        description="Days after a period's end in which it is compared with new figures once a day; what has "
+        "changed is written as a new version",
+    )
+
+
     api_calls_per_day: int = Field(10_000, ge=0, description="API calls of a tenant a day (UTC)")
     gpu_hours_per_month: float = Field(100, ge=0, description="GPU hours of a tenant a month (UTC)")
     upload_gb_per_month: float = Field(50, ge=0, description="GiB that a tenant uploads a month (UTC)")
@@ -481,6 +520,9 @@ class Settings(BaseSettings):
     costs: CostSettings = Field(default_factory=CostSettings, description="What use costs")
     notifications: NotificationSettings = Field(
         default_factory=NotificationSettings, description="Telling people"
+    reports: ReportSettings = Field(
+        default_factory=ReportSettings, description="Reports that are written to the object store"
+    )
     )
     resources: ResourceSettings = Field(
         default_factory=ResourceSettings, description="Use of the clusters over time"

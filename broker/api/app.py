@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from broker import __version__
 from broker.accounting.advice_routes import router as advice_router
+from broker.accounting.export_routes import router as exports_router
 from broker.accounting.routes import router as reports_router
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.limits import router as limits_router
@@ -100,6 +101,7 @@ def make_app() -> FastAPI:
         reports_router,
         advice_router,
         costs_router,
+        exports_router,
         tenancy_router,
         identity_router,
         sign_on_router,
