@@ -5,6 +5,8 @@ Slurm is not here: `Slurmdbd` prints what sacct would (its rules stand in tests/
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -26,7 +28,9 @@ from broker.context import Context
 from broker.db import leases
 from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
+from broker.identity import Role
 from broker.identity.tables import UserRow
+from broker.runs.measured import JobUsageRow
 from broker.runs.tables import JobRow
 from broker.settings import AccountingSettings
 from tests.accounting_support import DAY, NOON, Slurmdbd, job, step
@@ -86,7 +90,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Warehouse]
     url = None
     if request.param == "postgres":
         url = fresh_database(request.getfixturevalue("postgres_url"), f"acct{abs(hash(request.node.name))}")
-    settings = {"accounting": AccountingSettings(history_days=30)}
+    settings: dict[str, Any] = {"accounting": AccountingSettings(history_days=30)}
     with context(tmp_path / "data", url, **settings) as ctx:
         yield Warehouse(ctx)
 
@@ -225,6 +229,23 @@ def test_windows_are_bounded_and_narrowed_to_what_slurmdbd_allows(house: Warehou
     assert max(command.until - command.since for command in house.slurm.asked) <= 31 * DAY
 
 
+def test_reports_ask_the_database_and_never_slurm(house: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(house)
+    house.tick()
+    api, asked = Api(house.ctx), len(house.slurm.asked)
+    api.add("root", Role.ADMIN)
+
+    def host(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a report went to the cluster")
+
+    monkeypatch.setattr(house.ctx, "host", host)
+    for report in ("usage", "waits", "outcomes", "efficiency"):
+        for _ in range(3):
+            found = api.call("GET", f"/reports/{report}?since=2026-10-01&until=2026-11-30", "root")
+            assert found.status_code == 200, found.text
+    assert len(house.slurm.asked) == asked
+
+
 def test_what_slurm_purges_stays(house: Warehouse) -> None:
     row = job(7, submit=NOON - 4000)
     house.slurm.add(row, step(row, TotalCPU="01:00:00", MaxRSS="1048576"))
@@ -272,15 +293,54 @@ def test_gpu_types_come_from_the_nodes_where_the_job_names_none(house: Warehouse
     assert [row.gpu_type for row in house.rows().values()] == ["a100", ""]
 
 
-def test_everybodys_jobs_are_kept_and_the_brokers_own_lead_to_their_runs(house: Warehouse) -> None:
+def own_job(house: Warehouse, slurm_id: int) -> tuple[str, str]:
+    """A run of ann's whose first job has this id with Slurm: (run, the job's name)."""
     api = Api(house.ctx)
     api.add("ann")
     api.store("ann")
-    run = api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    run: str = api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
     with house.ctx.db.write() as session:
         mine = session.scalars(select(JobRow).where(JobRow.run_id == run)).first()
         assert mine is not None
-        mine.slurm_job_id, name = 7, mine.name
+        mine.slurm_job_id = slurm_id
+        return run, mine.name
+
+
+def test_gpu_use_is_told_by_whom_we_believe_most_and_stays_when_slurm_forgets(house: Warehouse) -> None:
+    run, name = own_job(house, 7)
+    start, end = NOON - 840, NOON - 540
+    with house.ctx.db.write() as session:
+        mine = session.scalars(select(JobRow).where(JobRow.slurm_job_id == 7)).one()
+        looks: dict[str, Any] = {"gpu_util_sum": 180.0, "gpu_util_looks": 3, "memory_peak_mib": None, "use": {}}
+        given: dict[str, Any] = {"cpus": 4, "memory_mib": 8192, "gpus": 2, "restart": 0, "run_id": run, "cluster": "main"}
+        times = {
+            "first_at": datetime.fromtimestamp(start + 10, UTC),
+            "taken_at": datetime.fromtimestamp(end, UTC),
+        }
+        session.add(JobUsageRow(job_id=mine.id, slurm_job_id=7, **given, **looks, **times))
+    row = job(7, submit=NOON - 900, run=300, User="broker", JobName=name)
+    slurmd = step(row, TRESUsageInTot="mem=1048576,gres/gpuutil=40")
+    jobstats = '{"nodes": {"a100-1": {"gpu_utilization": {"0": 90, "1": 50}}}}'
+    comment = "JS1:" + base64.b64encode(gzip.compress(jobstats.encode())).decode()
+    for rows, wanted in (
+        ([row], (60.0, "measured")),
+        ([row, slurmd], (60.0, "measured")),  # slurmd's 20 % is no better
+        ([row | {"AdminComment": comment}, slurmd], (70.0, "jobstats")),
+        ([row], (70.0, "jobstats")),
+    ):
+        house.slurm.rows = [rows]
+        house.tick(house.now + 300)
+        found = house.rows()[7]
+        assert (found.gpu_util, found.gpu_util_by) == wanted
+    others = job(8, submit=NOON - 900, run=300)
+    house.slurm.rows = [[others, step(others, TRESUsageInTot="mem=1048576,gres/gpuutil=40")]]
+    house.tick(house.now + 300)
+    assert (house.rows()[8].gpu_util, house.rows()[8].gpu_util_by) == (20.0, "slurm")
+
+
+def test_everybodys_jobs_are_kept_and_the_brokers_own_lead_to_their_runs(house: Warehouse) -> None:
+    run, name = own_job(house, 7)
+    with house.ctx.db.write() as session:
         session.execute(UserRow.__table__.update().values(unix_account=None))
     house.slurm.add(job(7, submit=NOON - 9000, User="broker", Account="default", JobName=name))
     house.slurm.add(job(8, submit=NOON - 9000, User="kim", Account="team-z", JobName=name))
