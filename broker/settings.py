@@ -409,9 +409,6 @@ class CostSettings(_Section):
     )
 
 
-class QuotaSettings(_Section):
-    """What a tenant and a person may use. An admin sets one tenant's quota with `broker quota set`."""
-
 ExportName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
@@ -450,6 +447,9 @@ class ReportSettings(_Section):
         "changed is written as a new version",
     )
 
+
+class QuotaSettings(_Section):
+    """What a tenant and a person may use. An admin sets one tenant's quota with `broker quota set`."""
 
     api_calls_per_day: int = Field(10_000, ge=0, description="API calls of a tenant a day (UTC)")
     gpu_hours_per_month: float = Field(100, ge=0, description="GPU hours of a tenant a month (UTC)")
@@ -517,12 +517,12 @@ class Settings(BaseSettings):
     accounting: AccountingSettings = Field(
         default_factory=AccountingSettings, description="The warehouse of all jobs"
     )
-    costs: CostSettings = Field(default_factory=CostSettings, description="What use costs")
-    notifications: NotificationSettings = Field(
-        default_factory=NotificationSettings, description="Telling people"
     reports: ReportSettings = Field(
         default_factory=ReportSettings, description="Reports that are written to the object store"
     )
+    costs: CostSettings = Field(default_factory=CostSettings, description="What use costs")
+    notifications: NotificationSettings = Field(
+        default_factory=NotificationSettings, description="Telling people"
     )
     resources: ResourceSettings = Field(
         default_factory=ResourceSettings, description="Use of the clusters over time"
