@@ -137,9 +137,6 @@ ACCOUNTING_RUNAWAYS: Final = Gauge(
     ["cluster"],
     multiprocess_mode="mostrecent",
 )
-WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
-LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
-AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")
 REPORT_EXPORTS: Final = Counter(
     "broker_report_exports_total", "Versions of scheduled reports written to the object store", ["export"]
 )
@@ -148,6 +145,9 @@ REPORT_EXPORT_FAILURES: Final = Counter(
     "Tries to write a scheduled report that failed, by error",
     ["export", "code"],
 )
+WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
+LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
+AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")
 SIGN_ONS: Final = Counter(
     "broker_sign_ons_total", "Single sign-ons that came back, by how they ended", ["result"]
 )

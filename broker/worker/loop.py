@@ -54,8 +54,8 @@ IDLE_TICK_S = 1.0
 """How often the database is looked at when nobody wakes us: the bound on a lost wake-up."""
 JANITOR_S = 300.0
 EXPIRE_S = 60.0
-SEAL_S = 5.0
 EXPORT_S = 60.0
+SEAL_S = 5.0
 """How long a row of the audit trail may be without its seal."""
 
 
@@ -97,8 +97,8 @@ def periodic(ctx: Context) -> list[Periodic]:
     return [
         Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
         Periodic("approvals", EXPIRE_S, lambda lease: expire(ctx, lease)),
-    ]
         Periodic("reports", EXPORT_S, Exporter(ctx).tick),
+    ]
 
 
 class ClusterWorker:
@@ -147,10 +147,10 @@ class ClusterWorker:
         submitter = Submitter(self._ctx, self.cluster, lease)
         collector = Collector(self._ctx, self.cluster, lease, register_model)
         ingester = Ingester(self._ctx, self.cluster, lease, goes_on=lambda: self._holds(lease))
+        looker = Looker(self._ctx, self.cluster, lease)
         interval = self._ctx.cluster(self.cluster).poll_interval_s
         watching = self._ctx.cluster(self.cluster).watch_interval_s
         self._busy.clear()  # tasks of an earlier lease that were still queued never ran
-        looker = Looker(self._ctx, self.cluster, lease)
         with ExitStack() as stack:
             submitting, collecting = (self._pool(stack, name) for name in ("submit", "collect"))
             for name, every, what in (
@@ -160,11 +160,11 @@ class ClusterWorker:
                 ("watch", watching, Watcher(self._ctx, self.cluster, lease).tick),
                 ("usage", self._ctx.cluster(self.cluster).usage_interval_s, gauge.tick),
                 ("accounting", self._ctx.settings.accounting.interval_s, ingester.tick),
+                ("looks", self._ctx.settings.accounting.interval_s, looker.tick),
                 ("janitor", JANITOR_S, lambda: self._clean(lease)),
             ):
                 thread = threading.Thread(
                     target=self._repeat, args=(lease, every, what), name=f"{self.cluster}-{name}"
-                ("looks", self._ctx.settings.accounting.interval_s, looker.tick),
                 )
                 thread.start()
                 stack.callback(thread.join)
