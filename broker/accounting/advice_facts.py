@@ -12,6 +12,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from broker.accounting.advice import Asked, Attempt
+from broker.accounting.advice_jobs import peak_of
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
 from broker.identity import Principal
 from broker.pipelines.tables import PipelineVersionRow
@@ -156,7 +157,9 @@ def _complete(job: Row[Any], rows: Sequence[Row[Any]], read_to: int) -> bool:
 def _attempt(run: RunRow, job: Row[Any], rows: Sequence[Row[Any]], nodes: int) -> Attempt:
     wants, ran = job.resources, [row for row in rows if row.elapsed_s]
     elapsed = sum(row.elapsed_s for row in ran)
-    peaks = [peak for row in ran if (peak := _peak(row)) is not None]
+    peaks = [
+        peak for row in ran if (peak := peak_of(row.mem_in_tot_mib, row.max_rss_mib, row.nodes)) is not None
+    ]
     cpu = [row.total_cpu_s for row in ran if not row.cpu_partial and row.total_cpu_s is not None]
     utils = [row.gpu_util for row in ran]
     return Attempt(
@@ -179,14 +182,6 @@ def _attempt(run: RunRow, job: Row[Any], rows: Sequence[Row[Any]], nodes: int) -
         else min(1.0, sum(row.gpu_util * row.elapsed_s for row in ran) / elapsed / 100),
         overridden=_overridden(run.overrides, job.component),
     )
-
-
-def _peak(row: Row[Any]) -> int | None:
-    """MiB over all nodes, an upper bound: the largest step's sum over tasks, and its largest task (there is
-    one on each node) on every node.
-    """
-    found = [row.mem_in_tot_mib, None if row.max_rss_mib is None else row.max_rss_mib * max(row.nodes, 1)]
-    return max((peak for peak in found if peak is not None), default=None)
 
 
 def _overridden(overrides: Mapping[str, Any], component: str) -> frozenset[str]:

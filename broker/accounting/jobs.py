@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
+from broker.accounting.advice_jobs import SAMPLE_S, options_for
 from broker.accounting.measures import HOUR, ratio
 from broker.accounting.reports import Scope, same
 from broker.accounting.schemas import JobFacts
@@ -51,8 +52,10 @@ def behind(since: date, until: date, filters: Mapping[str, str], scope: Scope, *
     return select(Job).where(and_(*conditions))
 
 
-def page_of(session: Session, query: Select[Job], page: PageRequest) -> tuple[list[JobFacts], str | None]:
-    """A page of jobs, and the next cursor."""
+def page_of(
+    session: Session, query: Select[Job], page: PageRequest, sample_s: int = SAMPLE_S
+) -> tuple[list[JobFacts], str | None]:
+    """A page of jobs, and the next cursor. `sample_s`: time between two looks at what jobs use."""
     key = tuple_(Job.submit_at, Job.job_id, Job.cluster)
     if page.after is not None:
         query = query.where(key < _place(page.after))
@@ -62,16 +65,18 @@ def page_of(session: Session, query: Select[Job], page: PageRequest) -> tuple[li
     more = len(rows) > page.limit
     last = shown[-1] if shown else None
     cursor = encode(f"{last.submit_at}:{last.job_id}:{last.cluster}") if more and last else None
-    return [job_facts(row) for row in shown], cursor
+    return [job_facts(row, sample_s) for row in shown], cursor
 
 
-def pages_of(db: Database, query: Select[Job], size: int = 5000) -> Iterator[list[JobFacts]]:
+def pages_of(
+    db: Database, query: Select[Job], size: int = 5000, sample_s: int = SAMPLE_S
+) -> Iterator[list[JobFacts]]:
     """All the jobs, page by page, each a short reading of its own: a slow reader holds up nothing."""
     place: str | None = None
     while True:
         with db.read() as session:
             page = PageRequest(size, place)
-            jobs, cursor = page_of(session, query.options(defer(Job.raw, raiseload=True)), page)
+            jobs, cursor = page_of(session, query.options(defer(Job.raw, raiseload=True)), page, sample_s)
         if jobs:
             yield jobs
         if cursor is None:
@@ -79,7 +84,7 @@ def pages_of(db: Database, query: Select[Job], size: int = 5000) -> Iterator[lis
         place = decode(cursor)
 
 
-def job_facts(row: Job) -> JobFacts:
+def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
     """A job as it is shown; what was not measured is null."""
     return JobFacts(
         cluster=row.cluster,
@@ -111,6 +116,7 @@ def job_facts(row: Job) -> JobFacts:
         time_accuracy=_share(row.elapsed_s if row.end_at else None, row.timelimit_s),
         runaway=row.runaway,
         run_id=row.run_id,
+        advice=options_for(row, sample_s),
     )
 
 

@@ -158,12 +158,12 @@ def list_report_jobs(
     began = any(measure.histograms for measure in asked.report.measures)
     query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began)
     if format != "json":
-        pages = pages_of(ctx.db, query)
+        pages = pages_of(ctx.db, query, sample_s=ctx.settings.accounting.sample_s)
         content = jobs_csv(pages) if format == "csv" else jobs_parquet(pages)
         headers = _saved_as(asked, format, "-jobs")
         return StreamingResponse(content, media_type=_TYPES[format], headers=headers)
     with ctx.db.read() as session:
-        items, cursor = page_of(session, query, page)
+        items, cursor = page_of(session, query, page, ctx.settings.accounting.sample_s)
     return Page[JobFacts](items=items, next_cursor=cursor)
 
 

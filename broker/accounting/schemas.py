@@ -113,3 +113,4 @@ class JobFacts(BaseModel):
     time_accuracy: float | None
     runaway: bool = Field(description="No end in accounting, and not in the queue either")
     run_id: str | None
+    advice: str = Field(description='What to submit it with next time (sbatch), "": as it was (docs: advice)')

@@ -165,6 +165,17 @@ def test_the_last_runs_are_the_newest(api: Api) -> None:
     assert api.call("GET", "/pipelines/digits/advice", "ann", params={"runs": 101}).status_code == 422
 
 
+def test_every_job_behind_a_report_has_the_options_that_follow_from_it(api: Api) -> None:
+    ended(api, requested(api, document=SPEC))
+    until = (utcnow() + timedelta(days=1)).date()
+    asked = {"since": str(until - timedelta(days=3)), "until": str(until)}
+    answer = api.call("GET", "/reports/efficiency/jobs", "root", params=asked)
+    options = {one["memory_efficiency"]: one["advice"] for one in answer.json()["items"]}
+    assert options[round(500 / 8192, 4)] == "--mem=640M --time=0-00:40:00"
+    table = api.call("GET", "/reports/efficiency/jobs", "root", params=asked | {"format": "csv"}).text
+    assert table.count("--mem=640M --time=0-00:40:00") == 1
+
+
 # ---- applying ---------------------------------------------------------------------------------------
 
 

@@ -19,8 +19,11 @@ from broker.accounting.advice import (
     Rule,
     advise,
 )
+from broker.accounting.advice_jobs import options_for
 from broker.accounting.advice_texts import TEXTS, for_sbatch, in_spec, sentence
+from broker.accounting.tables import AccountingJobRow
 from broker.spec.models import Resources
+from tests.accounting import job
 
 SAMPLE_S = 30
 PAGE = Path(__file__).resolve().parents[2] / "docs/advice.md"
@@ -106,16 +109,16 @@ def test_advice_is_never_below_what_a_job_that_succeeded_has_used(
 ) -> None:
     asked, attempts = history
     for one in advise(asked, attempts, SAMPLE_S):
-        for job in attempts:
-            if one.suggested is None or not job.succeeded:
+        for ran in attempts:
+            if one.suggested is None or not ran.succeeded:
                 continue
             used: dict[str, float] = {
-                "memory": job.peak_mib or 0,
-                "time": job.elapsed_s if job.starts == 1 or one.lowers else 0,
-                "gpu_count": (job.gpu_util or 0) * asked.gpu_count if one.rule != Rule.GPUS_UNUSED else 0,
-                "cpus": (job.cpu_s or 0) / job.elapsed_s,
+                "memory": ran.peak_mib or 0,
+                "time": ran.elapsed_s if ran.starts == 1 or one.lowers else 0,
+                "gpu_count": (ran.gpu_util or 0) * asked.gpu_count if one.rule != Rule.GPUS_UNUSED else 0,
+                "cpus": (ran.cpu_s or 0) / ran.elapsed_s,
             }
-            assert one.suggested >= used[one.resource], (one, job)
+            assert one.suggested >= used[one.resource], (one, ran)
 
 
 @given(histories())
@@ -269,3 +272,24 @@ def test_every_rule_is_told_in_both_languages_and_documented(rule: Rule) -> None
     en, ko = TEXTS[rule]
     assert any("가" <= letter <= "힣" for letter in ko) and not any("가" <= letter <= "힣" for letter in en)
     assert f"| `{rule}` |" in PAGE.read_text(encoding="utf-8")
+
+
+# ---- jobs that are no run's -------------------------------------------------------------------------
+
+
+def options(**changes: object) -> str:
+    return options_for(AccountingJobRow(**job(1, 1_800_000_000, **changes)))  # type: ignore[arg-type]
+
+
+def test_any_job_of_the_cluster_gets_the_options_that_follow_from_it() -> None:
+    assert options(max_rss_mib=None, mem_in_tot_mib=1000) == "--mem=1280M --time=0-01:15:00"
+    assert options(max_rss_mib=500, mem_in_tot_mib=600, nodes=4) == "--mem=640M --time=0-01:15:00"
+    both = {"gpu_count": 2, "gpu_util": 0.0, "mem_in_tot_mib": 7000, "timelimit_s": 4000}
+    assert options(**both) == "--gres=none"
+    assert options(state="OUT_OF_MEMORY", cpu_partial=True, timelimit_s=None) == "--mem=12288M"
+    assert options(state="TIMEOUT", max_rss_mib=None, mem_in_tot_mib=None) == "--time=0-03:00:00"
+
+
+def test_a_job_says_nothing_of_what_was_not_limited_or_has_not_ended() -> None:
+    assert options(timelimit_s=None, mem_mib=0) == ""
+    assert options(end_at=None) == options(run_s=0) == ""
