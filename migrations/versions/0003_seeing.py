@@ -256,6 +256,29 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "report_exports",
+        sa.Column("name", sa.String(length=40), nullable=False),
+        sa.Column("period", sa.String(length=10), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("report", sa.String(length=32), nullable=False),
+        sa.Column("since", sa.Date(), nullable=False),
+        sa.Column("until", sa.Date(), nullable=False),
+        sa.Column("state", sa.String(length=8), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=True),
+        sa.Column("sources", sa.JSON(), nullable=False),
+        sa.Column("files", sa.JSON(), nullable=False),
+        sa.Column("made_at", broker.db.types.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("stored_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("checked_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("next_try_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("trouble", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("name", "period", "version", name=op.f("pk_report_exports")),
+    )
+    with op.batch_alter_table("report_exports", schema=None) as batch_op:
+        batch_op.create_index("ix_report_exports_until", ["until"], unique=False)
+
+    op.create_table(
         "resource_samples",
         sa.Column("cluster", sa.String(length=64), nullable=False),
         sa.Column("step_s", sa.Integer(), autoincrement=False, nullable=False),
@@ -372,6 +395,10 @@ def downgrade() -> None:
     op.drop_table("job_usage")
     op.drop_table("resource_snapshots")
     op.drop_table("resource_samples")
+    with op.batch_alter_table("report_exports", schema=None) as batch_op:
+        batch_op.drop_index("ix_report_exports_until")
+
+    op.drop_table("report_exports")
     with op.batch_alter_table("prices", schema=None) as batch_op:
         batch_op.drop_index(
             "uq_prices_that_hold",
