@@ -41,7 +41,7 @@ def started(cursor: Cursor | None, now: int, settings: AccountingSettings) -> Cu
     What slurmdbd was told late is found by reading again: an hour after it came back, and daily.
     """
     if cursor is None:
-        first = now - settings.history_days * 86_400
+        first = now - max(settings.history_days * 86_400, settings.overlap_s)  # of nothing no tick would end
         return Cursor(settled_to=first, read_to=first)
     if cursor.trouble or cursor.again_at is None or cursor.again_from is None or now < cursor.again_at:
         return cursor

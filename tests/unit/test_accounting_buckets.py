@@ -82,6 +82,8 @@ def test_sizes_are_powers_of_two() -> None:
 
 def test_the_first_reading_begins_with_history() -> None:
     assert started(None, NOON, SETTINGS).settled_to == NOON - 365 * DAY_S
+    none = AccountingSettings(history_days=0)
+    assert started(None, NOON, none).settled_to < NOON, "else every tick would be the first one"
 
 
 def test_the_cursor_stays_the_overlap_behind_the_present() -> None:
