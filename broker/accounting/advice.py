@@ -170,7 +170,11 @@ def _memory(asked: Asked, attempts: Sequence[Attempt], sample_s: int) -> Finding
         ended = sum(one.state == "OUT_OF_MEMORY" for one in fair)
         more = {"killed_mib": killed, "killed": ended, "asked_mib": asked.memory_mib}
         return found.more(Rule.MEMORY_KILLED, need, more)
-    close = any(one.succeeded and (one.peak_mib or 0) >= CLOSE * asked.memory_mib for one in known)
+    close = any(  # a peak above what the job had is counted twice (shared pages), or nothing limits memory
+        CLOSE * asked.memory_mib <= (one.peak_mib or 0) <= one.asked.memory_mib
+        for one in known
+        if one.succeeded
+    )
     if close and need > asked.memory_mib:
         return found.more(Rule.MEMORY_CLOSE, need, numbers)
     if rule := found.silence(sample_s):

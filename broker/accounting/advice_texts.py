@@ -35,8 +35,8 @@ TEXTS: Final[Mapping[Rule, tuple[str, str]]] = {
         f"그 {KILLED_MARGIN:g}배를 요청하세요.",
     ),
     Rule.MEMORY_CLOSE: (
-        "A job succeeded with a peak of {peak_mib} of {asked_mib}: the next one may run out of memory.",
-        "{asked_mib} 중 {peak_mib}까지 쓰고 성공한 작업이 있습니다. 다음에는 메모리가 모자랄 수 있습니다.",
+        "A job that succeeded had a peak of {peak_mib}, and {asked_mib} is asked for: the next may run out.",
+        "성공한 작업의 최대 메모리가 {peak_mib}인데 요청은 {asked_mib}입니다. 다음에는 모자랄 수 있습니다.",
     ),
     Rule.TIME_LOWER: (
         "The longest run took {longest_s} of {asked_s}: "
@@ -51,8 +51,8 @@ TEXTS: Final[Mapping[Rule, tuple[str, str]]] = {
         f"그 {KILLED_MARGIN:g}배를 요청하세요.",
     ),
     Rule.TIME_CLOSE: (
-        "A run succeeded after {longest_s} of {asked_s}: the next one may reach its time limit.",
-        "{asked_s} 중 {longest_s}가 걸려 성공한 실행이 있습니다. 다음에는 제한 시간에 걸릴 수 있습니다.",
+        "A run that succeeded took {longest_s}, and {asked_s} is asked for: the next may reach its limit.",
+        "성공한 실행이 {longest_s} 걸렸는데 요청은 {asked_s}입니다. 다음에는 제한 시간에 걸릴 수 있습니다.",
     ),
     Rule.GPUS_LOWER: (
         "Of {asked_gpus} GPUs {busy_gpus} were busy on average, in the job that used them most "

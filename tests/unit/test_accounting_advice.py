@@ -10,8 +10,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broker.accounting.advice import (
+    CLOSE,
+    CPU_IDLE,
+    CPU_MARGIN,
+    GPU_IDLE,
+    GPU_TARGET,
+    KILLED_MARGIN,
+    MEMORY_FLOOR_MIB,
     MEMORY_MARGIN,
+    SAMPLES,
+    TIME_FLOOR_S,
     TIME_MARGIN,
+    WORTH,
     Asked,
     Attempt,
     Finding,
@@ -75,7 +85,7 @@ def histories(draw: st.DrawFn) -> tuple[Asked, list[Attempt]]:
                 asked=asked,
                 elapsed_s=elapsed,
                 starts=draw(st.integers(1, 3)),
-                peak_mib=draw(st.none() | st.integers(1, asked.memory_mib)),
+                peak_mib=draw(st.none() | st.integers(1, 2 * asked.memory_mib)),
                 cpu_s=draw(st.none() | st.integers(0, (asked.cpus or 4) * elapsed)),
                 gpu_util=draw(st.none() | st.floats(0, 1)) if asked.gpu_count else None,
             )
@@ -192,6 +202,11 @@ def test_a_job_that_succeeded_at_the_limit_was_lucky() -> None:
     assert told(found("memory", tight)) == (Rule.MEMORY_CLOSE, 75 << 10)
     assert told(found("time", replace(tight, gpu_util=0.9, cpu_s=None))) == (Rule.TIME_CLOSE, 9000)
     assert found("memory", replace(WELL, peak_mib=50 << 10)).rule == Rule.FITS
+    assert found("memory", replace(WELL, peak_mib=90 << 10)).rule == Rule.FITS, "shared pages count twice"
+    assert told(found("memory", WELL, asked=replace(LARGE, memory_mib=8 << 10))) == (
+        Rule.MEMORY_CLOSE,
+        12 << 10,
+    )
 
 
 def test_time_is_what_all_attempts_of_a_run_took_together() -> None:
@@ -265,6 +280,29 @@ def test_confidence_grows_with_jobs_and_falls_with_those_that_nobody_measured() 
 
 
 # ---- texts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"at most {WORTH:g} of what is asked for",
+        f"at least {('', 'one', 'two')[SAMPLES]} looks",
+        f"largest peak of any job, however it ended, × {MEMORY_MARGIN:g}; at least {MEMORY_FLOOR_MIB} MiB",
+        f"{KILLED_MARGIN:g} × the memory of a job that ran out of it; × {MEMORY_MARGIN:g} after a peak of "
+        f"{CLOSE:.0%}".replace("%", " %"),
+        f"longest run × {TIME_MARGIN:g}, all its",
+        f"at least {TIME_FLOOR_S // 60} min",
+        f"{KILLED_MARGIN:g} × the limit that was reached; × {TIME_MARGIN:g} after",
+        f"busy to {GPU_TARGET:.0%} at most, if no job kept them busier than {GPU_IDLE:.0%};".replace(
+            "%", " %"
+        ),
+        f"(CPU time / elapsed) × {CPU_MARGIN:g}, if no job kept them busier than {CPU_IDLE:.0%}".replace(
+            "%", " %"
+        ),
+    ],
+)
+def test_the_numbers_of_the_rules_are_documented(words: str) -> None:
+    assert words in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("rule", Rule)
