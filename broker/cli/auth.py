@@ -15,7 +15,7 @@ from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, fields, message
 from broker.cli.renewal import credential_of
 from broker.cli.sso import sign_on
-from broker.errors import InvalidRequest, OutcomeUnknown, Unauthenticated, Unreachable
+from broker.errors import BrokerError, InvalidRequest, Unauthenticated
 
 PasswordStdin = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
@@ -84,7 +84,9 @@ def logout(ctx: typer.Context, as_json: Json = False) -> None:
         if held := credentials.find(url).refresh_token:
             try:
                 client.post("/auth/logout", {"refresh_token": held})
-            except (Unreachable, OutcomeUnknown) as error:
+            except Unauthenticated:
+                pass  # the login has ended there already
+            except BrokerError as error:  # whatever the server's trouble, this machine forgets the token
                 message(f"The server was not told, the login there ends by itself. {error}", "yellow")
     found = credentials.forget(url)
     told = f"Logged out of {url}." if found else f"There was no token for {url}."

@@ -18,8 +18,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpcore
+import structlog
 
 from broker.errors import Denied, InvalidRequest, Problem, Unreachable
+
+log = structlog.get_logger("broker.notifications")
 
 Address = IPv4Address | IPv6Address
 _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 in the last 32 bits
@@ -109,7 +112,11 @@ def resolve(host: str, port: int, rules: Rules, *, plain: bool) -> list[Address]
     addresses = list(dict.fromkeys(ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
     for address in addresses:
         if reason := rules.refusal(address, plain=plain):
-            raise Denied(f"{host}: {reason} (see `notifications.allowed_networks`)")
+            log.info("address_refused", host=host, reason=reason)
+            raise Denied(
+                f"{host}: it leads to an address that nothing is sent to: one that is not public, or that "
+                "would be spoken to without encryption (see `notifications.allowed_networks`)"
+            )
     return addresses[:_MAX_ADDRESSES]
 
 

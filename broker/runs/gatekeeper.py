@@ -26,7 +26,7 @@ from broker.runs.planning import load_plan
 from broker.runs.priority import Level, nice_of
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
-from broker.runs.telemetry import slurm_call
+from broker.runs.telemetry import contained, slurm_call
 from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, QueueJob, QueueSnapshot, Result, ResultKind, SlurmState, Tres
 from broker.slurm.held import held_by_admin
@@ -226,7 +226,8 @@ class Gatekeeper:
                 by_run.setdefault(run.id, (run, []))[1].append(job)
         for run, jobs in by_run.values():
             if run.gate == Gate.CLOSED:
-                self._check_held(run, jobs, queue)
+                with contained("run_not_tracked", cluster=self._cluster, run_id=run.id):
+                    self._check_held(run, jobs, queue)
         self._check_sizes([each for each in by_run.values() if each[0].gate != Gate.CLOSED], queue)
 
     def _check_held(self, run: RunRow, jobs: Sequence[JobRow], queue: Mapping[int, QueueJob]) -> None:
@@ -267,7 +268,8 @@ class Gatekeeper:
                 if tres and (more := grown(job.component, job.resources, tres, entry.time_limit_s)):
                     found[job.id] = more
             if found:
-                self._end(run, found)
+                with contained("run_not_tracked", cluster=self._cluster, run_id=run.id):
+                    self._end(run, found)
 
     def _asked(self, job_ids: Sequence[int]) -> Mapping[int, Tres]:
         """What jobs that run had asked for: a partition that gives whole nodes gives more than that.

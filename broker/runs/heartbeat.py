@@ -33,6 +33,7 @@ from broker.runs.events import emit
 from broker.runs.progress import FILE_LIMIT, Progress, Report, advance, read_file, read_log
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
+from broker.runs.telemetry import contained
 
 log = structlog.get_logger("broker.heartbeat")
 
@@ -181,8 +182,9 @@ class Watcher:
             looks[job.id] = Look(mark, progress)
         for run_id in {job.run_id for job in jobs}:
             of_run = [job for job in jobs if job.run_id == run_id and job.id in looks]
-            if any(self._worth_writing(job, looks[job.id], now) for job in of_run):
-                self._write(run_id, {job.id: looks[job.id] for job in of_run}, now)
+            with contained("run_not_watched", cluster=self._cluster, run_id=run_id):
+                if any(self._worth_writing(job, looks[job.id], now) for job in of_run):
+                    self._write(run_id, {job.id: looks[job.id] for job in of_run}, now)
 
     def _progress(
         self,

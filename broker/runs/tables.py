@@ -112,8 +112,8 @@ class JobRow(Base):
     """One component in one attempt. `name` is the unique key by which its Slurm job is found again.
 
     `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started.
-    `heartbeat_mark`: what the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker saw
-    it. `stall_ended_at`: the broker ended it then for its silence.
+    `heartbeat_mark`: what the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker
+    saw it. `stall_ended_at`: the broker ended it then for its silence.
     """
 
     __tablename__ = "jobs"

@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+import structlog
+
 from broker import metrics
+from broker.db.leases import LeaseLost
 from broker.errors import BrokerError, OutcomeUnknown
 from broker.hosts import Host, SshHost
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
+
+log = structlog.get_logger("broker.tracking")
 
 
 @contextmanager
@@ -28,6 +33,20 @@ def slurm_call(cluster: str, operation: str) -> Iterator[None]:
         raise
     finally:
         metrics.SLURM_SECONDS.labels(cluster, operation).observe(time.perf_counter() - began)
+
+
+@contextmanager
+def contained(event: str, **about: str) -> Iterator[None]:
+    """What goes wrong meanwhile, with one run or one part of a look, is logged, counted and holds up nothing
+    else. A lease that was lost is everybody's, and raised.
+    """
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except Exception:
+        log.exception(event, **about)
+        metrics.WORKER_DEFECTS.inc()
 
 
 @contextmanager

@@ -18,12 +18,11 @@ import structlog
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from broker import metrics
 from broker.compiler import ClusterProfile
 from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import Lease, LeaseLost
+from broker.db.leases import Lease
 from broker.errors import BrokerError, Denied, Unreachable
 from broker.hosts import Host
 from broker.notifications import Kind, notify
@@ -50,7 +49,7 @@ from broker.runs.settling import settle
 from broker.runs.states import NO_HEARTBEAT, JobState, Phase
 from broker.runs.strays import ENDED, adopt_strays
 from broker.runs.tables import ClusterRow, JobRow, RunRow
-from broker.runs.telemetry import connection, job_ended, polled, slurm_call
+from broker.runs.telemetry import connection, contained, job_ended, polled, slurm_call
 from broker.runs.views import attempt_jobs
 from broker.slurm import AccountingJob, QueueJob, QueueSnapshot, ResultKind
 from broker.slurm.queue import CLOCK_SKEW
@@ -93,8 +92,10 @@ class Tracker:
         seen = self._in_queue(watched, snapshot)
         alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
-        self._gates.watch(snapshot)
-        self._keep(snapshot)
+        with contained("holds_not_watched", cluster=self._cluster):
+            self._gates.watch(snapshot)
+        with contained("look_not_kept", cluster=self._cluster):
+            self._keep(snapshot)
         ends, trouble = self._ends(watched, seen, snapshot)
         self._note(trouble, snapshot.taken_at)
         names = {job.name for job in watched}
@@ -108,13 +109,8 @@ class Tracker:
             if job.id in seen:
                 by_run[job.run_id].append(job)
         for run_id, jobs in by_run.items():
-            try:
+            with contained("run_not_tracked", cluster=self._cluster, run_id=run_id):
                 self._apply(run_id, jobs, seen, taken_at)
-            except LeaseLost:
-                raise
-            except Exception:  # whatever is wrong with one run, the others are seen
-                log.exception("run_not_tracked", cluster=self._cluster, run_id=run_id)
-                metrics.WORKER_DEFECTS.inc()
 
     # ---- seeing -------------------------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from broker.cli import credentials
 from broker.cli.client import Api as CliApi
@@ -15,6 +18,7 @@ from broker.cli.renewal import credential_of
 from broker.errors import Unauthenticated
 from broker.identity import Role
 from tests.api_support import PASSWORD, Api, context
+from tests.http_server import serving
 from tests.serving import served
 
 
@@ -90,6 +94,20 @@ def test_login_that_has_ended_asks_for_a_new_one(server):
     age(server, refresh_expires_at=over())
     with pytest.raises(Unauthenticated, match="ended at"):
         connect(server)
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+def test_logging_out_forgets_the_login_here_whatever_the_server_says(server, status):
+    log_in(server)
+    held = credentials.find(server)
+    answer = Response(status_code=status, headers={"Retry-After": "0"})
+    troubled = Starlette(routes=[Route("/api/v1/auth/logout", lambda _: answer, methods=["POST"])])
+    with serving(troubled) as url:
+        credentials.store(url, held)
+        told = broker("--server", url, "logout")
+        assert "Logged out" in told.stdout + told.stderr
+        assert ("was not told" in told.stderr) == (status != 401)
+        broker("--server", url, "whoami", status=77)
 
 
 def broker(*words, status=0, **more):

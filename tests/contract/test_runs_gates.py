@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from broker.context import Context
 from broker.db import leases, utcnow
 from broker.db.leases import Lease
 from broker.identity import Principal, Role
+from broker.runs import gatekeeper
 from broker.runs.drift import Difference
 from broker.runs.events import events_after
 from broker.runs.gatekeeper import Gatekeeper
@@ -26,7 +28,8 @@ from broker.runs.schemas import RunRequest
 from broker.runs.service import create_run
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.submission import Submitter
-from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
+from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow, SubmissionRow
+from broker.runs.tracking import Tracker
 from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, QueueSnapshot, Result, ResultKind, SlurmState
 from broker.slurm.held import HeldJob
@@ -89,6 +92,7 @@ class Desk:
     submitter: Submitter
     gates: Gatekeeper
     ann: Principal
+    lease: Lease
 
     def run(self, run_id: str) -> RunRow:
         with self.ctx.db.read() as session:
@@ -129,7 +133,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         lease = leases.acquire(ctx.db, "worker:main", "test", 600)
         assert isinstance(lease, Lease)
         ann = Principal(user_id, "ann", Role.RESEARCHER, "default")
-        yield Desk(ctx, slurm, Submitter(ctx, "main", lease), Gatekeeper(ctx, "main", lease), ann)
+        yield Desk(ctx, slurm, Submitter(ctx, "main", lease), Gatekeeper(ctx, "main", lease), ann, lease)
 
 
 def test_a_hold_counts_when_slurm_shows_it_and_not_before(desk: Desk) -> None:
@@ -328,6 +332,38 @@ def test_each_look_at_the_queue_sees_what_got_loose(desk: Desk, reason: str, gat
     seen = [_queued(number, reason) for number in (FIRST, FIRST + 1)]
     desk.gates.watch(QueueSnapshot(utcnow(), tuple(seen)))
     assert desk.run(run_id).gate == gate
+
+
+def test_what_is_wrong_with_one_run_holds_up_no_other(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, sound = (desk.submitted(gate=Gate.CLOSED) for _ in range(2))
+    with desk.ctx.db.write() as session:
+        for number, job in enumerate(attempt_jobs(session, sound, 1), FIRST + 2):
+            job.slurm_job_id = number
+    real = gatekeeper.locked
+
+    def locked(session: Any, lease: Lease, run: RunRow, phases: Any = None) -> RunRow | None:
+        if run.id == broken:
+            raise ValueError("a defect, or a row that can't be read")
+        return real(session, lease, run, phases)
+
+    monkeypatch.setattr(gatekeeper, "locked", locked)
+    seen = [_queued(number, "Priority") for number in range(FIRST, FIRST + 4)]
+    desk.gates.watch(QueueSnapshot(utcnow(), tuple(seen)))
+    assert (desk.run(broken).gate, desk.run(sound).gate) == (Gate.CLOSED, Gate.CLOSING)
+
+
+def test_a_look_goes_on_where_one_part_of_it_fails(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_snapshot: QueueSnapshot) -> None:
+        raise ValueError("a defect of what keeps the queue")
+
+    taken = utcnow()
+    monkeypatch.setattr(desk.slurm, "jobs", lambda user: QueueSnapshot(taken, ()), raising=False)
+    monkeypatch.setattr(desk.slurm, "accounting", lambda ids: [], raising=False)
+    before = REGISTRY.get_sample_value("broker_worker_defects_total") or 0.0
+    Tracker(desk.ctx, "main", desk.lease, fails).tick()
+    with desk.ctx.db.read() as session:
+        assert session.get_one(ClusterRow, "main").polled_at == taken
+    assert REGISTRY.get_sample_value("broker_worker_defects_total") == before + 1
 
 
 def _queued(number: int, reason: str) -> Any:

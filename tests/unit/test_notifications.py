@@ -303,15 +303,17 @@ def test_a_good_url_is_taken_as_it_is():
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f.1"])
 def test_names_and_odd_spellings_are_judged_by_what_they_resolve_to(host):
-    with pytest.raises(Denied, match="not a public address"):
+    with pytest.raises(Denied, match="one that is not public") as refused:
         resolve(host, 443, Rules(), plain=False)
+    assert not re.search(r"127\.0\.0\.1|::1", refused.value.detail.removeprefix(host))
 
 
-def test_one_private_address_among_public_ones_refuses_the_name(monkeypatch):
+def test_one_private_address_among_public_ones_refuses_the_name_and_is_not_told(monkeypatch):
     answers = [(2, 1, 6, "", (address, 443)) for address in ("8.8.8.8", "10.0.0.1")]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answers)  # no such name can be had offline
-    with pytest.raises(Denied, match=r"10\.0\.0\.1"):
+    with pytest.raises(Denied, match="allowed_networks") as refused:
         resolve("both.example", 443, Rules(), plain=False)
+    assert "10.0.0.1" not in refused.value.detail  # a map of the broker's network is nobody's business
 
 
 @pytest.mark.parametrize(
