@@ -1,8 +1,8 @@
 """What `sacct -P` prints, made of jobs given as fields; and an accounting database that answers by its rules.
 
 Slurm itself is not here. The rules are those of sacct(1) as seen on real clusters: with `-s` and `-E` a job
-shows in the windows in which it became eligible, began or ended; `-D` shows every attempt; `-X` would leave
-out the steps; each job's row is followed by those of its steps.
+shows in the windows in which it became eligible, ran or ended; `-D` shows every attempt; `-X` would leave
+out the steps; each job's row is followed by those of its steps; what runs has run up to now.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Slurmdbd:
         self.queue: set[int] = set()
         self.asked: list[Window] = []
         self.down = False
+        self.now = 0
         self.most_s: int | None = None
         self.inventory: list[Any] = []
         self._one = threading.Lock()
@@ -91,7 +92,9 @@ class Slurmdbd:
             if self.most_s is not None and command.until - command.since > self.most_s:
                 error = b"sacct: error: Too wide of a date range in query\n"
                 return command.parse(Completed(1, b"", error))
-            rows = [row for rows in self.rows if _shown(rows[0], command) for row in rows]
+            self.now = max(self.now, command.until)
+            shown = [rows for rows in self.rows if _shown(rows[0], command)]
+            rows = [_up_to(row, self.now) for rows in shown for row in rows]
             return command.parse(Completed(0, printed(rows, command.delimiter).encode(), b""))
         finally:
             self._one.release()
@@ -104,8 +107,20 @@ class Slurmdbd:
         return self.inventory
 
 
+_TIMES = ("Eligible", "Start", "End")
+
+
 def _shown(row: Row, command: Window) -> bool:
     if command.ids:
         return int(re.split(r"\D", row["JobIDRaw"])[0]) in command.ids
-    times = [row[name] for name in ("Eligible", "Start", "End")]
-    return any(at.isdigit() and command.since <= int(at) <= command.until for at in times)
+    eligible, start, end = (int(at) if (at := row[name]).isdigit() else None for name in _TIMES)
+    if start is not None and row["State"] != "PENDING":
+        return start <= command.until and (end is None or end >= command.since)
+    return any(at is not None and command.since <= at <= command.until for at in (eligible, end))
+
+
+def _up_to(row: Row, now: int) -> Row:
+    """The row of what runs: how long it has, less what its `ElapsedRaw` says it was suspended (below 0)."""
+    if row["State"] != "RUNNING" or not row["Start"].isdigit():
+        return row
+    return row | {"ElapsedRaw": str(max(now - int(row["Start"]) + int(row["ElapsedRaw"]), 0))}

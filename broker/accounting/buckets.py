@@ -100,11 +100,14 @@ def _days(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
 
 
 def allocated(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
-    """What a job had on each day (UTC) it ran in: seconds, and these times what was allocated to it."""
-    start, ended = job["start_at"], job["end_at"] is not None
+    """What a job had on each day (UTC) it ran in: seconds, and these times what was allocated to it.
+
+    `elapsed_s` of a job that runs is as old as the last look: no longer than it is counted.
+    """
+    start = job["start_at"]
     if start is None:
         return
-    for day, seconds in spread(start, job["counted_to"] or start, job["elapsed_s"] if ended else None):
+    for day, seconds in spread(start, job["counted_to"] or start, job["elapsed_s"]):
         yield (
             day,
             {
@@ -117,7 +120,7 @@ def allocated(job: Mapping[str, Any]) -> Iterator[tuple[date, dict[str, int]]]:
         )
 
 
-def spread(start: int, end: int, elapsed_s: int | None = None) -> Iterator[tuple[date, int]]:
+def spread(start: int, end: int, elapsed_s: int) -> Iterator[tuple[date, int]]:
     """A job's running time by day (UTC), clipped at midnight; exactly `elapsed_s` in all.
 
     Where that is less than from start to end, the job was suspended for a while: the parts shrink alike.
@@ -125,7 +128,7 @@ def spread(start: int, end: int, elapsed_s: int | None = None) -> Iterator[tuple
     whole = end - start
     if whole <= 0:
         return
-    total = whole if elapsed_s is None else min(elapsed_s, whole)
+    total = min(elapsed_s, whole)
     at, given = start, 0
     while at < end:
         until = min(end, (at // DAY_S + 1) * DAY_S)

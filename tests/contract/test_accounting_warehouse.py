@@ -9,6 +9,7 @@ import base64
 import gzip
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,15 @@ def test_a_job_is_followed_from_waiting_to_its_end_and_counts_once(house: Wareho
         }
 
 
+def test_the_time_a_running_job_was_suspended_is_not_counted(house: Warehouse) -> None:
+    house.slurm.queue = {7}
+    house.slurm.add(job(7, submit=NOON - 900, wait=0, run=None, ElapsedRaw=-300))
+    house.tick()
+    assert house.days() == {date(2026, 11, 10): 600}
+    house.tick(NOON + 300)
+    assert house.days() == {date(2026, 11, 10): 900}
+
+
 def test_the_queue_forgetting_a_job_ends_nothing(house: Warehouse) -> None:
     house.slurm.queue = {7}
     house.slurm.add(job(7, submit=NOON - 4000, run=None))
@@ -226,7 +236,10 @@ def test_windows_are_bounded_and_narrowed_to_what_slurmdbd_allows(house: Warehou
     house.slurm.most_s = 2 * DAY
     house.tick()
     assert len(house.all()[0]) == 61
-    assert max(command.until - command.since for command in house.slurm.asked) <= 31 * DAY
+    widths = [command.until - command.since for command in house.slurm.asked]
+    assert widths[0] <= 3600, "nobody knows yet how much an hour holds"
+    assert all(wider <= 2 * width for width, wider in pairwise(widths))
+    assert {width > 2 * DAY for width in widths} == {True, False}, "it was refused, and asked for less"
 
 
 def test_reports_ask_the_database_and_never_slurm(house: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:

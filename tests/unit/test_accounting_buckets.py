@@ -120,6 +120,12 @@ def test_windows_follow_what_they_gave() -> None:
     assert adapted(cursor, 5000, 1.0).window_s == 7200
 
 
+def test_no_window_is_wider_than_a_month_or_narrower_than_a_minute() -> None:
+    wide, narrow = Cursor(0, 0, window_s=20 * DAY_S), Cursor(0, 0, window_s=60)
+    assert adapted(wide, 0, 0.1).window_s == 31 * DAY_S
+    assert adapted(narrow, 10**6, 60.0).window_s == 60
+
+
 def test_a_window_that_slurmdbd_refuses_is_halved() -> None:
     refusal = SlurmRefused("sacct: error: Too wide of a date range in query")
     narrower = too_wide(Cursor(0, 0, window_s=7200), refusal)
