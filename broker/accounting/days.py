@@ -57,13 +57,13 @@ def groups(session: Session, wanted: Wanted, scope: Scope) -> Groups:
     histograms = any(measure.histograms for measure in measures)
     tables = []
     of_days = [name for name in numbers if name not in _WAITS]
-    if of_days and (days := _table(session, "days", wanted, scope, _columns(of_days))) is not None:
+    if of_days and (days := rows(session, "days", wanted, scope, _columns(of_days))) is not None:
         tables.append(_with_partial(days, of_days))
     counts = None
     of_waits = [name for name in numbers if name in _WAITS]
     if of_waits and _OUTCOME not in {*wanted.by, *wanted.filters}:
         columns = ["kind", "jobs", "wait_s"] + (["bucket"] if histograms else [])
-        if (waits := _table(session, "waits", wanted, scope, columns)) is not None:
+        if (waits := rows(session, "waits", wanted, scope, columns)) is not None:
             tables.append(_with_waits(waits, of_waits))
             counts = waits.filter(pc.equal(waits["kind"], "start")) if histograms else None
     if not tables:
@@ -80,18 +80,27 @@ def _columns(numbers: Sequence[str]) -> list[str]:
     return sorted({part for name in numbers for part in _PARTIAL.get(name, (name,))})
 
 
-def _table(
-    session: Session, part: str, wanted: Wanted, scope: Scope, columns: Sequence[str]
+def rows(
+    session: Session,
+    part: str,
+    wanted: Wanted,
+    scope: Scope,
+    columns: Sequence[str],
+    spans: Mapping[str, Callable[[date], int]] | None = None,
 ) -> pa.Table | None:
-    """The rows that are asked for, and that may be seen."""
+    """The rows that are asked for, and that may be seen; None: there are none at all.
+
+    They have `columns` and the dimensions of `wanted.by`, times as the number of their first day; `spans`:
+    more columns that follow from the day.
+    """
     filters = dict(wanted.filters)
     cluster = filters.pop("cluster", None)
     wide = {*wanted.by, *filters, *columns}
     wide |= {name for name in ("tenant", "user") if getattr(scope, name) is not None}
     names = [name for name in packed.COLUMNS[part] if name in wide]
     days = packed.read(session, part, names, wanted.since, wanted.until, cluster)
-    places = {name: _place(name) for name in wanted.by if name in PERIODS}
-    table = labelled(days, places, cluster="cluster" in wanted.by)
+    places = {name: _place(name) for name in wanted.by if name in PERIODS} | dict(spans or {})
+    table = labelled(days, places, cluster="cluster" in {*wanted.by, *columns})
     if table is None:
         return None
     bounds = [*filters.items(), ("tenant", scope.tenant), ("user", scope.user)]
@@ -175,7 +184,7 @@ class Lines(Groups):
         return [
             Group(
                 dict(
-                    zip(self.wanted.by, map(_label, self.wanted.by, self.grouped.labels_of(key)), strict=True)
+                    zip(self.wanted.by, map(label, self.wanted.by, self.grouped.labels_of(key)), strict=True)
                 ),
                 Sums(
                     {name: column[n] or 0 for name, column in columns.items()},
@@ -225,5 +234,6 @@ class _Row:
         return {"wait": self._histograms[self._keys[self.place]]} if self._keys else {}
 
 
-def _label(name: str, value: Label) -> str:
+def label(name: str, value: Label) -> str:
+    """What a dimension's value is called."""
     return period_name(name, date.fromordinal(int(value))) if name in PERIODS else str(value)

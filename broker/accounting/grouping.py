@@ -89,7 +89,7 @@ def group(table: pa.Table, by: Sequence[str], sums: Sequence[str], counts: pa.Ta
     """
     labels, keys, of_counts = [], _zeros(table), None if counts is None else _zeros(counts)
     for name in by:
-        codes, values = _coded(table[name])
+        codes, values = coded(table[name])
         keys = _joined(keys, codes, len(values))
         if counts is not None:
             plain = _plain(counts[name])
@@ -122,7 +122,7 @@ def _plain(column: pa.ChunkedArray) -> Any:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def _coded(column: pa.ChunkedArray) -> tuple[Any, list[Label]]:
+def coded(column: pa.ChunkedArray) -> tuple[Any, list[Label]]:
     """Each row's place among the column's distinct values in order, and these values."""
     encoded = column.combine_chunks()
     encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()

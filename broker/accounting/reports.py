@@ -12,26 +12,12 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    Integer,
-    RowMapping,
-    Select,
-    and_,
-    cast,
-    extract,
-    false,
-    select,
-)
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Integer, false
 
 from broker.accounting.measures import Measure, Report, Sums, Value
-from broker.accounting.tables import AccountingDayRow, AccountingWaitRow
 from broker.identity import Principal, Role
 from broker.settings import QuotaSettings
 
-Rows = type[AccountingDayRow] | type[AccountingWaitRow]
-Key = tuple[str, ...]
 COLUMNS: Final = ("cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_count", "size", "outcome")
 """Dimensions that are columns of the sums; each is a filter too."""
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
@@ -117,51 +103,6 @@ def whole(made: Sequence[Group]) -> Sums:
         for name, counts in group.sums.histograms.items():
             _add(histograms.setdefault(name, {}), counts)
     return Sums(numbers, histograms)
-
-
-def grouped(
-    session: Session,
-    table: Rows,
-    wanted: Wanted,
-    scope: Scope,
-    chosen: Sequence[ColumnElement[Any]],
-    more: Sequence[Any] = (),
-) -> list[tuple[Key, RowMapping]]:
-    """Rows of sums, grouped by the dimensions asked for (their labels are the key) and by `more`."""
-    parts = {f"key_{n}": part for name in wanted.by for n, part in _parts(table, name)}
-    columns = [part.label(label) for label, part in parts.items()]
-    query: Select[Any] = select(*columns, *chosen).where(_condition(table, wanted, scope))
-    rows = session.execute(query.group_by(*parts.values(), *more)).mappings()
-    return [(tuple(_label(name, row) for name in wanted.by), row) for row in rows]
-
-
-def _parts(table: Rows, name: str) -> list[tuple[str, Any]]:
-    """What a dimension is grouped by in SQL; a label is made of it in `_label`."""
-    if name in ("day", "week"):
-        return [("day", table.day)]
-    if name in PERIODS:
-        parts = ("year",) if name == "year" else ("year", "month")
-        return [(part, cast(extract(part, table.day), Integer)) for part in parts]
-    return [(name, getattr(table, name))]
-
-
-def _label(name: str, row: RowMapping) -> str:
-    if name in ("day", "week"):
-        return period_name(name, row["key_day"])
-    if name in PERIODS:
-        return period_name(name, date(row["key_year"], row["key_month"] if name != "year" else 1, 1))
-    return str(row[f"key_{name}"])
-
-
-def _condition(table: Rows, wanted: Wanted, scope: Scope) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = [table.day >= wanted.since, table.day < wanted.until]
-    for name, value in wanted.filters.items():
-        conditions.append(same(getattr(table, name), value))
-    if scope.tenant is not None:
-        conditions.append(table.tenant == scope.tenant)
-    if scope.user is not None:
-        conditions.append(table.user == scope.user)
-    return and_(*conditions)
 
 
 def same(column: Any, value: str) -> ColumnElement[bool]:

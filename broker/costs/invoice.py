@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -11,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.reports import Scope, Wanted
 from broker.audit.reading import csv_text
-from broker.costs.pricing import Fate, Item, PriceBook, itemized, rounded
-from broker.costs.usage import Pricing, uses
+from broker.costs.pricing import Fate, Item, PriceBook, rounded
+from broker.costs.usage import Pricing, items
 
 COLUMNS = (
     *("tenant", "user", "resource", "cluster", "partition", "qos", "gpu_type", "status", "price"),
@@ -31,9 +32,8 @@ def invoice_csv(
     period in which the price held. `cluster` to `gpu_type`: for what the price holds; of what is unpriced,
     where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
     """
-    items = itemized(pricing.book, uses(session, wanted, scope, pricing))
     rows, total = [], Decimal()
-    for item in _merged(items):
+    for item in _merged(items(session, wanted, scope, pricing)):
         cost = None if item.fate is Fate.EXEMPT or item.cost is None else rounded(item.cost, currency)
         total += cost or 0
         since, until = _held(pricing.book, item, wanted.since, wanted.until)
@@ -59,14 +59,14 @@ def _text(amount: Decimal | None) -> str:
     return "" if amount is None else f"{amount:f}"
 
 
-def _merged(items: list[Item]) -> Iterator[Item]:
+def _merged(parts: Iterable[Item]) -> Iterator[Item]:
     """One item of what is charged, whether the cluster ended it or not."""
     found: dict[tuple[object, ...], Item] = {}
-    for item in items:
+    for item in parts:
         fate = Fate.OWN if item.fate is Fate.FAULT else item.fate
         key = (item.key, item.resource, item.place, item.price, fate)
         before = found[key].amount if key in found else 0
-        found[key] = Item(item.key, fate, item.resource, item.place, item.price, before + item.amount)
+        found[key] = replace(item, fate=fate, amount=before + item.amount)
     yield from found.values()
 
 

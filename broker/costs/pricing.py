@@ -228,25 +228,33 @@ class Item:
         return self.hours * Fraction(self.price.amount)
 
 
+def where(resource: Resource, place: Place) -> Place:
+    """Where use of a resource took place: only GPUs have a type."""
+    return place if resource is Resource.GPU else place._replace(gpu_type=ANY)
+
+
 def itemized(book: PriceBook, uses: Iterable[Use]) -> list[Item]:
     """Every use priced, and what has the same price in the same line added up; in the order of the lines."""
     counted = book.counted()
-    found: dict[tuple[tuple[str, ...], Fate, Resource, Place, str], tuple[Price | None, int]] = {}
+    found: dict[tuple[tuple[str, ...], Fate, Resource, Place, Price | None], int] = {}
     for use in uses:
         for resource in counted:
             if amount := use.sums.get(resource, 0):
-                where = use.place if resource is Resource.GPU else use.place._replace(gpu_type=ANY)
-                price = book.holding(resource, where, use.day)
-                place = price.place if price else where
-                key = (use.key, use.fate, resource, place, price.id if price else "")
-                found[key] = (price, found.get(key, (None, 0))[1] + amount)
-    return [
-        Item(key, fate, resource, place, price, amount)
-        for (key, fate, resource, place, _), (price, amount) in sorted(found.items(), key=lambda one: one[0])
-        if amount
-    ]
+                at = where(resource, use.place)
+                price = book.holding(resource, at, use.day)
+                place = price.place if price else at
+                key = (use.key, use.fate, resource, place, price)
+                found[key] = found.get(key, 0) + amount
+    return sorted((Item(*key, amount) for key, amount in found.items() if amount), key=in_order)
 
 
+def in_order(item: Item) -> tuple[object, ...]:
+    """Where an item stands: by line, then by resource, place and price."""
+    order = _RESOURCES.index(item.resource)
+    return item.key, order, item.place, item.price.valid_from if item.price else date.min, item.fate
+
+
+_RESOURCES: Final = tuple(Resource)
 _NONE: Final = (
     *("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG"),
     *("RWF", "UGX", "UYI", "VND", "VUV", "XAF", "XOF", "XPF"),

@@ -1,31 +1,33 @@
 """What there is to be paid for, read from the warehouse: from the sums per day, or job by job for runs.
 
-Use is added up in the database over all days on which no price changes, by line and by what prices name.
+Use is added up over all days on which no price changes, by line and by what prices name.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select
+from sqlalchemy import RowMapping, and_, case, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
+from broker.accounting import days
 from broker.accounting.buckets import allocated
 from broker.accounting.measures import Report
-from broker.accounting.reports import COLUMNS, PERIODS, Scope, Wanted, grouped, same
-from broker.accounting.tables import AccountingDayRow, AccountingJobRow
-from broker.costs.pricing import FAULTS, SUM_OF, Fate, Place, PriceBook, Resource, Use, fate
+from broker.accounting.reports import COLUMNS, PERIODS, Scope, Wanted, same
+from broker.accounting.tables import AccountingJobRow
+from broker.costs.columns import OUTCOME, SPAN, items_of
+from broker.costs.pricing import SUM_OF, Item, Place, PriceBook, Resource, Use, fate, itemized
 
 RUN: Final = "run"
 BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size")), RUN, *PERIODS)
 """How costs can be split."""
 FILTERS: Final = tuple(name for name in BY if name not in (RUN, *PERIODS))
 COSTS: Final = Report("costs", "Costs", "비용", ("tenant",), ())
-_SPAN, _FATE = "cost_span", "cost_fate"
 _HAD: Final = {
     Resource.CORE: "cpus",
     Resource.GPU: "gpu_count",
@@ -44,11 +46,15 @@ class Pricing:
     exempt: Sequence[str] = ()
 
 
-def uses(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> Iterator[Use]:
-    """The use of a period, by its lines' keys."""
+def items(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> list[Item]:
+    """The use of a period, priced, by its lines' keys."""
     if RUN in wanted.by:
-        return _of_runs(session, wanted, scope, pricing)
-    return _of_days(session, wanted, scope, pricing)
+        return itemized(pricing.book, _of_runs(session, wanted, scope, pricing))
+    starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
+    columns = [*SUM_OF.values(), *pricing.book.parts(), OUTCOME]
+    spans = {SPAN: lambda day: bisect_right(starts, day) - 1}
+    table = days.rows(session, "days", wanted, scope, columns, spans)
+    return [] if table is None else items_of(table, wanted.by, pricing.book, pricing.exempt, starts)
 
 
 def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) -> Iterator[Use]:
@@ -60,89 +66,41 @@ def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) 
         )
 
 
-def _of_days(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> Iterator[Use]:
-    table = AccountingDayRow
-    starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
-    sums = {one: func.sum(getattr(table, SUM_OF[one])) for one in pricing.book.counted()}
-    chosen, more = _classes(
-        table,
-        pricing,
-        table.outcome,
-        _span([(table.day >= day) for day in starts[1:]]),
-    )
-    chosen += [column.label(one) for one, column in sums.items()]
-    for key, row in grouped(session, table, wanted, scope, chosen, more):
-        yield _use(key, dict(row), starts, pricing, sums)
-
-
 def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> Iterator[Use]:
     """Of the broker's runs: added up in the database where a job ran between two changes of prices, day by
     day where it ran over one, or over an end of the period.
     """
     table = AccountingJobRow
-    starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
-    first, *changes, last = (_epoch(day) for day in (*starts, wanted.until))
-    keys = [_job_column(name) for name in wanted.by]
-    conditions = [table.run_id.is_not(None), table.start_at < last, table.counted_to > first]
+    book, exempt = pricing.book, pricing.exempt
+    starts = [wanted.since, *book.changes(wanted.since, wanted.until)]
+    bounds = [_epoch(day) for day in (*starts, wanted.until)]
+    keys = [_job_column(name).label(f"key_{at}") for at, name in enumerate(wanted.by)]
+    conditions = [table.run_id.is_not(None), table.start_at < bounds[-1], table.counted_to > bounds[0]]
     conditions += [same(_job_column(name), value) for name, value in wanted.filters.items()]
     conditions += [table.tenant == scope.tenant] if scope.tenant is not None else []
     conditions += [table.user == scope.user] if scope.user is not None else []
-    bounds = [first, *changes, last]
-    within = or_(*(and_(table.start_at >= begin, table.counted_to <= end) for begin, end in pairwise(bounds)))
+    between = [and_(table.start_at >= begin, table.counted_to <= end) for begin, end in pairwise(bounds)]
+    span = case(*((condition, at) for at, condition in enumerate(between)), else_=-1).label(SPAN)
     whole = table.counted_to - table.start_at
     ran = case((and_(table.end_at.is_not(None), table.elapsed_s < whole), table.elapsed_s), else_=whole)
-    sums = {one: func.sum(ran * getattr(table, _HAD[one])) for one in pricing.book.counted()}
-    chosen, more = _classes(table, pricing, table.state, _span([(table.start_at >= at) for at in changes]))
-    named = [column.label(f"key_{at}") for at, column in enumerate(keys)]
-    query = select(*named, *chosen, *(column.label(one) for one, column in sums.items()))
-    for row in session.execute(query.where(*conditions, within).group_by(*keys, *more)).mappings():
-        key = tuple(str(row[f"key_{at}"]) for at in range(len(keys)))
-        yield _use(key, dict(row), starts, pricing, sums)
+    sums = {one: func.sum(ran * getattr(table, _HAD[one])).label(one) for one in book.counted()}
+    classes = [*(getattr(table, part) for part in book.parts()), table.state]
+    query = select(*keys, *classes, span, *sums.values()).where(*conditions, or_(*between))
+    # PostgreSQL takes an expression with parameters for another one when it comes again: grouped by name
+    names: list[Any] = [literal_column(one) for one in (*(f"key_{at}" for at in range(len(keys))), SPAN)]
+    for row in session.execute(query.group_by(*classes, *names)).mappings():
+        place = Place()._replace(**{part: row[part] for part in book.parts()})
+        amounts = {one: int(row[one] or 0) for one in sums}
+        yield Use(_key(row, wanted), place, starts[row[SPAN]], fate(row["state"], exempt), amounts)
     columns = [getattr(table, name) for name in (*_JOB, "state", *Place._fields)]
-    for row in session.execute(select(*named, *columns).where(*conditions, ~within)).mappings():
-        key = tuple(str(row[f"key_{at}"]) for at in range(len(keys)))
-        for use in of_job(dict(row), key, pricing.exempt):
+    for row in session.execute(select(*keys, *columns).where(*conditions, ~or_(*between))).mappings():
+        for use in of_job(dict(row), _key(row, wanted), exempt):
             if wanted.since <= use.day < wanted.until:
                 yield use
 
 
-def _classes(
-    table: type[AccountingDayRow] | type[AccountingJobRow],
-    pricing: Pricing,
-    outcome: Any,
-    span: ColumnElement[Any] | None,
-) -> tuple[list[ColumnElement[Any]], list[Any]]:
-    """What tells use of different prices apart: columns, and what to group by. PostgreSQL takes an expression
-    with parameters for another one when it comes again, so these are grouped by their names.
-    """
-    places = [getattr(table, part) for part in pricing.book.parts()]
-    known = case(
-        *([(outcome.in_(pricing.exempt), Fate.EXEMPT.value)] if pricing.exempt else []),
-        (outcome.in_(FAULTS), Fate.FAULT.value),
-        else_=Fate.OWN.value,
-    )
-    spans = [] if span is None else [span.label(_SPAN)]
-    chosen = [*(column.label(f"at_{column.key}") for column in places), known.label(_FATE), *spans]
-    return chosen, [*places, literal_column(_FATE), *(literal_column(_SPAN) for _ in spans)]
-
-
-def _span(begun: Sequence[ColumnElement[bool]]) -> ColumnElement[Any] | None:
-    """How many changes of prices had come; None: there is none in the period."""
-    if not begun:
-        return None
-    return case(*((begun[at - 1], at) for at in range(len(begun), 0, -1)), else_=0)
-
-
-def _use(
-    key: tuple[str, ...],
-    row: Mapping[str, Any],
-    starts: Sequence[date],
-    pricing: Pricing,
-    sums: Mapping[Resource, Any],
-) -> Use:
-    place = Place()._replace(**{part: row[f"at_{part}"] for part in pricing.book.parts()})
-    day = starts[row[_SPAN]] if len(starts) > 1 else starts[0]
-    return Use(key, place, day, Fate(row[_FATE]), {one: int(row[one] or 0) for one in sums})
+def _key(row: RowMapping, wanted: Wanted) -> tuple[str, ...]:
+    return tuple(str(row[f"key_{at}"]) for at in range(len(wanted.by)))
 
 
 def _job_column(name: str) -> Any:

@@ -17,7 +17,7 @@ from broker.accounting.tables import AccountingJobRow
 from broker.costs.pricing import Fate, Item, itemized, rounded
 from broker.costs.schemas import CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of
-from broker.costs.usage import Pricing, of_job, uses
+from broker.costs.usage import Pricing, items, of_job
 from broker.runs.states import RunState
 from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
@@ -36,9 +36,9 @@ def view_costs(
 ) -> CostView:
     """Costs of a period by line: in the order of time where that is asked for, else the most first."""
     pricing = pricing_of(session, settings)
-    items = itemized(pricing.book, uses(session, wanted, scope, pricing))
+    found = items(session, wanted, scope, pricing)
     lines = [
-        _line(dict(zip(wanted.by, key, strict=True)), of, settings.currency) for key, of in by_line(items)
+        _line(dict(zip(wanted.by, key, strict=True)), of, settings.currency) for key, of in by_line(found)
     ]
     if not any(name in PERIODS for name in wanted.by):
         lines.sort(key=lambda line: (line.amount is None, -(line.amount or 0), tuple(line.key.values())))
@@ -51,14 +51,14 @@ def view_costs(
         scope=str(scope),
         lines=lines[:limit],
         left_out=max(0, len(lines) - limit),
-        total=_total(lines, items),
+        total=_total(lines, found),
         sources=read_up_to(session),
     )
 
 
-def by_line(items: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
+def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
     """The items of each line, by its key."""
-    return [(key, list(of)) for key, of in groupby(items, lambda item: item.key)]
+    return [(key, list(of)) for key, of in groupby(found, lambda item: item.key)]
 
 
 def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunCost:
@@ -67,7 +67,7 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
     names = {job.name: job for job in session.scalars(select(JobRow).where(JobRow.run_id == run.id))}
     query = select(AccountingJobRow).where(AccountingJobRow.run_id == run.id)
     found = session.scalars(query.order_by(AccountingJobRow.submit_at, AccountingJobRow.job_id)).all()
-    lines, items = [], []
+    lines, priced = [], []
     for row in found:
         job = names.get(row.name)
         key = (job.component if job else "", f"{job.attempt}" if job else "", f"{row.job_id}", row.state)
@@ -78,7 +78,7 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         )
         times = {"started_at": _moment(row.start_at), "counted_to": _moment(row.counted_to)}
         lines.append(JobCost(**dict(line), **times))
-        items += own
+        priced += own
     submitted = {name for name, job in names.items() if job.submitted_at is not None}
     ended = RunState(run.state).final and all(row.end_at is not None for row in found)
     return RunCost(
@@ -86,22 +86,22 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         currency=settings.currency,
         complete=ended and submitted <= {row.name for row in found},
         jobs=lines,
-        total=_total(lines, items),
+        total=_total(lines, priced),
         sources=read_up_to(session),
     )
 
 
-def _line(key: dict[str, str], items: Sequence[Item], currency: str) -> CostLine:
+def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine:
     def charged(*fates: Fate) -> Decimal | None:
-        costs = [item.cost for item in items if item.fate in fates]
+        costs = [item.cost for item in found if item.fate in fates]
         known = [cost for cost in costs if cost is not None]
         return rounded(sum(known, Fraction()), currency) if known else None
 
     amounts = {"amount": charged(Fate.OWN, Fate.FAULT), "faults": charged(Fate.FAULT)}
-    return CostLine(key=key, **amounts, exempt=charged(Fate.EXEMPT), **_hours(items))
+    return CostLine(key=key, **amounts, exempt=charged(Fate.EXEMPT), **_hours(found))
 
 
-def _total(lines: Sequence[CostLine], items: Sequence[Item]) -> CostLine:
+def _total(lines: Sequence[CostLine], found: Sequence[Item]) -> CostLine:
     """The sum of the lines as they are shown; hours have nothing to be rounded to."""
 
     def added(name: str) -> Decimal | None:
@@ -109,13 +109,13 @@ def _total(lines: Sequence[CostLine], items: Sequence[Item]) -> CostLine:
         return sum(known, Decimal()) if known else None
 
     amounts = {name: added(name) for name in ("amount", "faults", "exempt")}
-    return CostLine(key={}, **amounts, **_hours(items))
+    return CostLine(key={}, **amounts, **_hours(found))
 
 
-def _hours(items: Iterable[Item]) -> dict[str, dict[str, float]]:
+def _hours(parts: Iterable[Item]) -> dict[str, dict[str, float]]:
     """Hours by resource: those that are in the amount, and those that have no price."""
     found: dict[str, dict[str, Fraction]] = {"hours": {}, "unpriced": {}}
-    for item in items:
+    for item in parts:
         if item.price is None or item.fate is not Fate.EXEMPT:
             of = found["unpriced" if item.price is None else "hours"]
             of[item.resource] = of.get(item.resource, Fraction()) + item.hours
