@@ -19,10 +19,12 @@ from sqlalchemy import select
 from broker.audit.tables import AuditRow
 from broker.costs.pricing import PER_HOUR, Place, Resource
 from broker.costs.service import book_of
+from broker.db import utcnow
 from broker.identity import Role
+from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
 from tests.accounting import at, job, keep
-from tests.api_support import Api, codes, context
+from tests.api_support import Api, codes, context, spec
 from tests.postgres import fresh_database
 
 NUMBER = itertools.count()
@@ -224,6 +226,44 @@ def test_filters_narrow_costs_by_day_and_by_run(api: Api) -> None:
         view = costs(api, by=by, user="bob", outcome="FAILED")
         told = {tuple(line["key"].values()): line["amount"] for line in view["lines"]}
         assert told == {key: str(round(amount)) for key, amount in paid.items()} and told
+
+
+def test_a_run_costs_what_all_its_attempts_do(api: Api) -> None:
+    made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
+    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
+    nothing = api.call("GET", f"/runs/{run}/cost", "ann").json()
+    assert (nothing["jobs"], nothing["total"]["amount"], nothing["complete"]) == ([], None, False)
+    enter(api, *PRICES)
+    with api.ctx.db.write() as session:
+        rows = session.scalars(select(JobRow).where(JobRow.run_id == run).order_by(JobRow.position)).all()
+        loader, trainer = (row.name for row in rows)
+        for row in rows:
+            row.submitted_at = utcnow()
+        own: dict[str, Any] = {"run_id": run, "cpus": 10, "mem_mib": 0}
+        over = at("2026-10-14T23:00")  # the price of a core changes at midnight
+        keep(
+            session,
+            job(901, at("2026-10-14T20:00"), name=loader, **own),
+            job(902, over, run_s=7200, name=trainer, state="NODE_FAIL", **own),
+        )
+        keep(session, job(903, over, run_s=7200, name=trainer, **own | {"gpu_count": 1, "gpu_type": "v100"}))
+    found = api.call("GET", f"/runs/{run}/cost", "ann").json()
+    told = [
+        (one["key"]["component"], one["key"]["state"], one["amount"], one["faults"]) for one in found["jobs"]
+    ]
+    assert sorted(told) == [
+        ("loader", "COMPLETED", "100", None),
+        ("trainer", "COMPLETED", "225", None),
+        ("trainer", "NODE_FAIL", "225", "225"),
+    ]
+    assert (found["total"]["amount"], found["total"]["unpriced"]) == ("550", {"gpu_hour": 2.0})
+    assert found["complete"] is False, "the run has not ended"
+    lines = costs(api, "ann", by="run", since="2026-10-14", until="2026-10-16")["lines"]
+    assert {line["key"]["run"]: line["amount"] for line in lines}[run] == "550"
+    with api.ctx.db.write() as session:
+        session.get_one(RunRow, run).state = "succeeded"
+    assert api.call("GET", f"/runs/{run}/cost", "ann").json()["complete"] is True
+    assert api.call("GET", f"/runs/{run}/cost", "bob").status_code == 404
 
 
 # ---- prices -----------------------------------------------------------------------------------------

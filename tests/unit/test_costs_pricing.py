@@ -8,13 +8,16 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.costs.columns import SPAN, items_of
 from broker.costs.pricing import (
     ANY,
     PER_HOUR,
+    SUM_OF,
     Fate,
     Item,
     Place,
@@ -140,8 +143,7 @@ def test_parts_of_a_period_cost_exactly_what_the_whole_does(
     whole = itemized(book, [use(*row) for row in rows])
     ends = [0, *sorted(cuts), DAYS]
     parts = [
-        itemized(book, [use(*row) for row in rows if begin <= row[0] < end])
-        for begin, end in pairwise(ends)
+        itemized(book, [use(*row) for row in rows if begin <= row[0] < end]) for begin, end in pairwise(ends)
     ]
     assert sum((cost(part) for part in parts), Fraction()) == cost(whole)
     assert sum(unpriced(part) for part in parts) == unpriced(whole)
@@ -185,6 +187,50 @@ def test_costs_are_what_the_rule_says_row_by_row(
                 expected += Fraction(amount) * Fraction(found.amount) / PER_HOUR[resource]
     items = itemized(book, [use(*row) for row in rows])
     assert (cost(items), unpriced(items)) == (expected, left)
+
+
+@given(
+    books(),
+    daily,
+    st.sampled_from([("tenant",), ("partition", "tenant"), ()]),
+    st.sampled_from([(), ("FAILED",)]),
+)
+def test_columns_are_priced_as_their_rows_are(
+    prices: list[Price], rows: list[tuple[int, Place, int, int]], by: tuple[str, ...], exempt: tuple[str, ...]
+) -> None:
+    """What pricing a million rows at once gives, against pricing them one by one."""
+    book = PriceBook(prices)
+    starts = [FIRST, *book.changes(FIRST, FIRST + timedelta(DAYS))]
+    outcomes = ("COMPLETED", "FAILED", "NODE_FAIL")
+    told = [
+        {
+            **place._asdict(),
+            "tenant": f"team-{core_s % 3}",
+            "outcome": outcomes[gpu_s % 3],
+            "core_s": core_s,
+            "gpu_s": gpu_s,
+            "mem_mib_s": core_s * 7,
+            "billing_s": 0,
+            SPAN: sum(start <= FIRST + timedelta(day) for start in starts) - 1,
+            "day": day,
+        }
+        for day, place, core_s, gpu_s in rows
+    ]
+    uses = [
+        Use(
+            tuple(row[name] for name in by),
+            Place(*(row[part] for part in Place._fields))._replace(
+                **{part: ANY for part in Place._fields if part not in book.parts()}
+            ),
+            FIRST + timedelta(row["day"]),
+            fate(row["outcome"], exempt),
+            {one: row[name] for one, name in SUM_OF.items()},
+        )
+        for row in told
+    ]
+    if told:
+        found = items_of(pa.Table.from_pylist(told), by, book, exempt, starts)
+        assert found == itemized(book, uses)
 
 
 def test_a_price_that_changes_at_midnight_splits_what_ran_over_it() -> None:
