@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
@@ -34,16 +34,15 @@ Amounts = Mapping[str, int]
 """Of a node, or of the cluster: by GPU type, and `CORES`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event of one node, within the period; `unused`: the part of it that counts."""
+class Event(NamedTuple):
+    """An event of one node, within the period, and its row; `unused`: the part of it that counts."""
 
     node: str
-    lack: Lack
+    lack: str
     span: Span
     amounts: Amounts
     unused: float
-    row: AccountingEventRow
+    row: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +70,9 @@ def _utilisation(session: Session, wanted: Wanted, *, cores: bool) -> list[Group
     only = wanted.filters.get("gpu_type")
     found: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for seen in look_back(session, wanted):
-        for kind, day, name, seconds in _amounts(seen):
-            if (kind == CORES) == cores and (only is None or kind == only):
-                found[_key(wanted.by, seen.cluster, kind, day)][name] += seconds
+        for (kind, day, name), amount in _amounts(seen, cores=cores).items():
+            if only is None or kind == only:
+                found[_key(wanted.by, seen.cluster, kind, day)][name] += amount
     for key, seconds in _allocated(session, wanted, cores=cores):
         found[key]["allocated_s"] += seconds
     return [Group(dict(zip(wanted.by, key, strict=True)), Sums(sums)) for key, sums in found.items()]
@@ -81,27 +80,19 @@ def _utilisation(session: Session, wanted: Wanted, *, cores: bool) -> list[Group
 
 def downtime_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
     """Down, drained and maintained nodes by the dimensions asked for. Who it was is told to admins."""
-    found: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    texts: dict[tuple[str, ...], dict[str, str]] = {}
-    whole = scope == Scope()
+    found: dict[tuple[str, ...], _Down] = defaultdict(_Down)
+    periods = any(name in PERIODS for name in wanted.by)
     for seen in look_back(session, wanted):
         for event in seen.events:
-            facts = _facts(seen, event)
-            if event.lack in (Lack.CAPACITY, Lack.RESERVED) or not _fits(facts, wanted.filters):
+            if event.lack in (Lack.CAPACITY, Lack.RESERVED) or not _fits(seen, event, wanted.filters):
                 continue
-            for place, (day, seconds) in enumerate(by_day(event.span)):
-                key = tuple(period_name(name, day) if name in PERIODS else facts[name] for name in wanted.by)
-                sums = found[key]
-                sums["node_s"] += seconds
-                sums["core_s"] += seconds * event.amounts[CORES]
-                sums["gpu_s"] += seconds * sum(n for kind, n in event.amounts.items() if kind != CORES)
-                sums["events"] += not place
-                same = texts.setdefault(key, _words(event, whole=whole))
-                if same != _words(event, whole=whole):  # of several, no one's words are the line's
-                    texts[key] = {}
+            parts = by_day(event.span) if periods else [(None, event.span[1] - event.span[0])]
+            for place, (day, seconds) in enumerate(parts):
+                key = tuple(_label(name, seen, event, day) for name in wanted.by)
+                found[key].add(event, seconds, begins=not place)
+    whole = scope == Scope()
     return [
-        Group(dict(zip(wanted.by, key, strict=True)), Sums(sums, texts=texts[key]))
-        for key, sums in found.items()
+        Group(dict(zip(wanted.by, key, strict=True)), down.sums(whole=whole)) for key, down in found.items()
     ]
 
 
@@ -144,65 +135,67 @@ def _read_to(look: AccountingLookRow, jobs: Mapping[str, AccountingCursorRow]) -
 
 def _events(session: Session, cluster: str, read: Span) -> Iterator[Event]:
     table = AccountingEventRow
-    query = select(table).where(
+    query = select(*table.__table__.columns).where(
         table.cluster == cluster,
         table.start_at < read[1],
         or_(table.end_at.is_(None), table.end_at > read[0]),
     )
-    for row in session.scalars(query):
+    for row in session.execute(query):
         span = cut((row.start_at, row.seen_at if row.end_at is None else row.end_at), read)
-        for node, cores, gpus in row.parts if span else ():
-            amounts = {CORES: int(cores), **{str(kind): int(count) for kind, count in gpus.items()}}
-            yield Event(str(node), Lack(row.lack), span, amounts, row.unused, row)  # type: ignore[arg-type]
+        if span is not None:
+            for node, cores, gpus in row.parts:
+                yield Event(node, row.lack, span, {CORES: cores, **gpus}, row.unused, row)
 
 
 # ---- utilisation ------------------------------------------------------------------------------------
 
 
-def _amounts(seen: Seen) -> Iterator[tuple[str, date, str, float]]:
-    """(GPU type or `CORES`, day, sum's name, seconds × amount) of one cluster."""
-    capacity = [event for event in seen.events if event.lack is Lack.CAPACITY]
-    known = merged(event.span for event in capacity)
-    kinds = {kind for event in capacity for kind in event.amounts}
-    for kind in kinds:
-        for day, seconds in by_day(seen.period):
-            yield kind, day, "period_h", seconds / HOUR
-        for span in known:
-            for day, seconds in by_day(span):
-                yield kind, day, "known_h", seconds / HOUR
+class _Amounts(dict[tuple[str, date, str], float]):
+    """By (GPU type or `CORES`, day, sum's name): seconds × amount."""
+
+    def __init__(self, *, cores: bool) -> None:
+        self._cores = cores
+
+    def kinds(self, event: Event) -> list[tuple[str, int]]:
+        return [(kind, n) for kind, n in event.amounts.items() if (kind == CORES) == self._cores and n]
+
+    def spread(self, event: Event, name: str, span: Span) -> None:
+        kinds = self.kinds(event)
+        for day, seconds in by_day(span):
+            for kind, count in kinds:
+                self.count(kind, day, name, seconds * count * event.unused)
+
+    def count(self, kind: str, day: date, name: str, amount: float) -> None:
+        key = kind, day, name
+        self[key] = self.get(key, 0.0) + amount
+
+
+def _amounts(seen: Seen, *, cores: bool) -> _Amounts:
+    """What one cluster had and lacked, day by day."""
+    found = _Amounts(cores=cores)
+    capacity = [event for event in seen.events if event.lack == Lack.CAPACITY]
     for event in capacity:
-        yield from _spread(event, "total_s", event.span)
-    planned = _planned(seen.events)
+        found.spread(event, "total_s", event.span)
+    known = merged(event.span for event in capacity)
+    for kind in {kind for event in capacity for kind, _ in found.kinds(event)}:
+        for name, spans in (("period_h", [seen.period]), ("known_h", known)):
+            for span in spans:
+                for day, seconds in by_day(span):
+                    found.count(kind, day, name, seconds / HOUR)
+    planned: dict[str, list[Span]] = defaultdict(list)
     for event in seen.events:
-        if event.lack is Lack.PLANNED:
-            continue
+        if event.lack == Lack.PLANNED:
+            for rest in without(event.span, merged(planned[event.node])):
+                found.spread(event, "planned_s", rest)
+            planned[event.node].append(event.span)
+        elif event.lack == Lack.RESERVED:
+            found.spread(event, "reserved_s", event.span)
+    maintained = {node: merged(spans) for node, spans in planned.items()}
+    for event in seen.events:
         if event.lack in (Lack.DOWN, Lack.DRAINED):
-            for span in without(event.span, merged(span for span, _ in planned.get(event.node, ()))):
-                yield from _spread(event, f"{event.lack}_s", span)
-        elif event.lack is Lack.RESERVED:
-            yield from _spread(event, "reserved_s", event.span)
-    for spans in planned.values():
-        done: list[Span] = []
-        for span, event in sorted(spans, key=lambda pair: pair[0]):
-            for rest in without(span, merged(done)):
-                yield from _spread(event, "planned_s", rest)
-            done.append(span)
-
-
-def _planned(events: Sequence[Event]) -> dict[str, list[tuple[Span, Event]]]:
-    """When each node was under maintenance."""
-    found: dict[str, list[tuple[Span, Event]]] = defaultdict(list)
-    for event in events:
-        if event.lack is Lack.PLANNED:
-            found[event.node].append((event.span, event))
+            for rest in without(event.span, maintained.get(event.node, ())):
+                found.spread(event, f"{event.lack}_s", rest)
     return found
-
-
-def _spread(event: Event, name: str, span: Span) -> Iterator[tuple[str, date, str, float]]:
-    for day, seconds in by_day(span):
-        for kind, count in event.amounts.items():
-            if count:
-                yield kind, day, name, seconds * count * event.unused
 
 
 def _allocated(session: Session, wanted: Wanted, *, cores: bool) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -222,29 +215,57 @@ def _key(by: Sequence[str], cluster: str, kind: str, day: date) -> tuple[str, ..
 # ---- down time --------------------------------------------------------------------------------------
 
 
-def _facts(seen: Seen, event: Event) -> dict[str, str]:
-    return {
-        "cluster": seen.cluster,
-        "node": event.node or "(all)",
-        "began": _moment(event.row.start_at),
-        "state": str(event.lack),
-        "reason": event.row.reason,
-    }
+class _Down:
+    """The events of one line."""
+
+    def __init__(self) -> None:
+        self._numbers = dict.fromkeys(("node_s", "core_s", "gpu_s", "events"), 0)
+        self._row: Any = None
+        self._several = False
+
+    def add(self, event: Event, seconds: int, *, begins: bool) -> None:
+        """Count a part of an event."""
+        numbers, cores = self._numbers, event.amounts[CORES]
+        numbers["node_s"] += seconds
+        numbers["core_s"] += seconds * cores
+        numbers["gpu_s"] += seconds * (sum(event.amounts.values()) - cores)
+        numbers["events"] += begins
+        self._several = self._several or self._row not in (None, event.row)
+        self._row = event.row
+
+    def sums(self, *, whole: bool) -> Sums:
+        """Its sums; of several events no one's words are the line's."""
+        row = self._row
+        if self._several:
+            return Sums(self._numbers)
+        words = {
+            "slurm_state": row.state,
+            "reason": row.reason,
+            "ended": _moment(row.end_at) if row.end_at is not None and row.end_at <= row.seen_at else "",
+            "who": row.who if whole else "",
+        }
+        return Sums(self._numbers, texts={name: word for name, word in words.items() if word})
 
 
-def _fits(facts: Mapping[str, str], filters: Mapping[str, str]) -> bool:
-    return all(facts[name] == value for name, value in filters.items())
+def _label(name: str, seen: Seen, event: Event, day: date | None) -> str:
+    """What an event is called in a dimension."""
+    match name:
+        case "cluster":
+            return seen.cluster
+        case "node":
+            return event.node or "(all)"
+        case "began":
+            return _moment(event.row.start_at)
+        case "state":
+            return event.lack
+        case "reason":
+            return str(event.row.reason)
+    assert day is not None, name
+    return period_name(name, day)
 
 
-def _words(event: Event, *, whole: bool) -> dict[str, str]:
-    row = event.row
-    words: dict[str, Any] = {
-        "slurm_state": row.state,
-        "reason": row.reason,
-        "ended": _moment(row.end_at) if row.end_at is not None and row.end_at <= row.seen_at else None,
-        "who": row.who if whole else None,
-    }
-    return {name: word for name, word in words.items() if word}
+def _fits(seen: Seen, event: Event, filters: Mapping[str, str]) -> bool:
+    return all(_label(name, seen, event, None) == value for name, value in filters.items())
 
 
 def _moment(seconds: int) -> str:

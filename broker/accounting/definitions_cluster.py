@@ -115,8 +115,12 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             "planned_s",
             "Planned down",
             "계획 정지",
-            "Maintenance reservations (MAINT); events of their nodes meanwhile count here only",
-            "유지보수 예약(MAINT) 시간. 그동안의 노드 고장은 여기에만 셈",
+            "Maintenance reservations (MAINT); events of their nodes meanwhile count here only. sreport "
+            "knows of "
+            "a reservation's cores only, its GPUs stay idle there",
+            "유지보수 예약(MAINT) 시간. 그동안의 노드 고장은 여기에만 셈. sreport는 예약의 코어만 알아서 "
+            "GPU는 "
+            "유휴로 나옴",
         ),
         _hours(
             "total_s",

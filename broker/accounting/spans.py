@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, date, datetime
+from datetime import date
+from functools import lru_cache
 from typing import Final
 
 DAY_S: Final = 86_400
+_EPOCH: Final = date(1970, 1, 1).toordinal()
 Span = tuple[int, int]
 """From its first second to the first after it."""
 
@@ -63,6 +65,12 @@ def by_day(span: Span) -> Iterator[tuple[date, int]]:
     """
     at, end = span
     while at < end:
-        after = min(end, (at // DAY_S + 1) * DAY_S)
-        yield datetime.fromtimestamp(at, UTC).date(), after - at
+        number = at // DAY_S
+        after = min(end, (number + 1) * DAY_S)
+        yield _day(number), after - at
         at = after
+
+
+@lru_cache(4096)  # ten years
+def _day(number: int) -> date:
+    return date.fromordinal(_EPOCH + number)

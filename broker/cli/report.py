@@ -168,6 +168,8 @@ def register(root: typer.Typer) -> None:
         "broker report usage --by tenant --last month",
         "broker report waits --by partition --by gpu_type --since 2026-11-01",
         "broker report outcomes --where tenant=team-a --jobs",
+        "broker report utilisation --last week --explain",
+        "broker report node_downtime --by reason --last quarter",
         "broker report usage --by user --last quarter --csv usage.csv",
         "broker report usage --by day --last year --output usage.parquet",
         "broker report usage --last month --jobs --format parquet --output jobs.parquet",
