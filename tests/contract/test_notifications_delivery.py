@@ -399,7 +399,7 @@ def test_a_name_that_leads_inside_is_refused_before_any_connection(tmp_path, rec
         with running(api.ctx):
             tell(api.ctx)
             (row,) = ended(api.ctx)
-        assert row.state == "dead" and "not a public address" in row.last_error
+        assert row.state == "dead" and "one that is not public" in row.last_error
         assert receiver.requests.empty()
 
 
