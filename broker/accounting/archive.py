@@ -157,6 +157,8 @@ def _gpu_use(
     job: JobRecord, measured: MeasuredGpu | None, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """How busy the GPUs were, by whom we believe most; what was known stays where nobody knows better."""
+    if not job.gpu_count:
+        return {"gpu_util": None, "gpu_util_by": None}
     ours = measured.of_attempt(job.start_at, job.end_at) if measured else None
     util, source = best(
         (job.gpu_util, job.gpu_util_by),

@@ -43,6 +43,8 @@ def by_accounting(
     comment: str, steps: Iterable[Mapping[str, str]], gpus: int
 ) -> tuple[float | None, GpuSource | None]:
     """Per cent, the mean over the job's GPUs, and who says so; `steps`: their rows of sacct."""
+    if not gpus:
+        return None, None
     return best((jobstats(comment), GpuSource.JOBSTATS), (_of_slurm(steps, gpus), GpuSource.SLURM))
 
 

@@ -324,13 +324,11 @@ def test_gpu_use_is_told_by_whom_we_believe_most_and_stays_when_slurm_forgets(ho
     start, end = NOON - 840, NOON - 540
     with house.ctx.db.write() as session:
         mine = session.scalars(select(JobRow).where(JobRow.slurm_job_id == 7)).one()
-        looks: dict[str, Any] = {"gpu_util_sum": 180.0, "gpu_util_looks": 3, "memory_peak_mib": None, "use": {}}
-        given: dict[str, Any] = {"cpus": 4, "memory_mib": 8192, "gpus": 2, "restart": 0, "run_id": run, "cluster": "main"}
-        times = {
-            "first_at": datetime.fromtimestamp(start + 10, UTC),
-            "taken_at": datetime.fromtimestamp(end, UTC),
-        }
-        session.add(JobUsageRow(job_id=mine.id, slurm_job_id=7, **given, **looks, **times))
+        looked = JobUsageRow(job_id=mine.id, run_id=run, cluster="main", slurm_job_id=7, restart=0)
+        looked.cpus, looked.memory_mib, looked.gpus, looked.use = 4, 8192, 2, {}
+        looked.first_at, looked.taken_at = (datetime.fromtimestamp(at, UTC) for at in (start + 10, end))
+        looked.gpu_util_sum, looked.gpu_util_looks = 180.0, 3
+        session.add(looked)
     row = job(7, submit=NOON - 900, run=300, User="broker", JobName=name)
     slurmd = step(row, TRESUsageInTot="mem=1048576,gres/gpuutil=40")
     jobstats = '{"nodes": {"a100-1": {"gpu_utilization": {"0": 90, "1": 50}}}}'
