@@ -21,6 +21,8 @@ BAR: Final = 24
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _ALL: Final = {"limit": 10_000}
 """Lines of a file: as many as there may be."""
+_TEXTS: Final = ("text", "date", "time")
+"""Units of figures that are no numbers."""
 LAST: Final = ("day", "week", "month", "quarter", "year")
 _FILTERS: Final = (
     "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome, "
@@ -144,6 +146,8 @@ def figure(value: float | str | None, unit: str) -> str:
     ('?', '45.7 %', '1.5 h', '1,234.6', '3')
     >>> figure("2026-11-30", "date"), figure("bad fan", "text"), figure(None, "text")
     ('2026-11-30', 'bad fan', '')
+    >>> figure(3, "count"), figure(0.12345, "count"), figure(98765.4, "count")
+    ('3', '0.1235', '98,765')
     """
     if unit == "time" and isinstance(value, str):
         return when(value)
@@ -158,7 +162,9 @@ def figure(value: float | str | None, unit: str) -> str:
             if value >= scale
         )
         return f"{value / (scale or 1):.3g} {word}"
-    return f"{value:,.0f}" if unit == "jobs" else f"{value:,.1f}"
+    if unit == "count" and value % 1 and abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if unit in ("jobs", "count") else f"{value:,.1f}"
 
 
 def register(root: typer.Typer) -> None:
@@ -284,7 +290,9 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     ]
     if rows:
         blank = [""] * (len(found["by"]) - 1)
-        rows.append((Text("total", style="bold"), *blank, "", *_figures(found["total"], measures)))
+        shown = zip(_figures(found["total"], measures), measures, strict=True)
+        numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
+        rows.append((Text("total", style="bold"), *blank, "", *numbers))
     heads = (*(name.upper() for name in found["by"]), "", *map(_head, measures))
     parts: list[RenderableType] = [
         Text(harmless(_headline(found)), style="bold"),
@@ -298,17 +306,22 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
 
 def _head(measure: dict[str, Any]) -> str:
     """A figure's heading; numbers stand to the right."""
-    return f"{measure['title'].upper()}{'' if measure['unit'] in ('text', 'date', 'time') else '>'}"
+    return f"{measure['title'].upper()}{'' if measure['unit'] in _TEXTS else '>'}"
 
 
 def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
-    """The figures; with of how many jobs (or hours) they are known where that is not all."""
-    shown = []
+    """The figures; with of how many jobs (or hours) they are known where that is not all. Hours are the same
+    for all of a line's figures: they are told once.
+    """
+    shown, told = [], ""
     for one in measures:
         text, known = figure(line["values"][one["name"]], one["unit"]), line["coverage"].get(one["name"])
-        partial = known and 0 < known["with_data"] < known["of"]
-        count = known and f"{known['with_data']}/{known['of']}{'' if known['counted'] == 'jobs' else ' h'}"
-        shown.append(f"{text} (of {count})" if partial else text)
+        if known and 0 < known["with_data"] < known["of"]:
+            hours = "" if known["counted"] == "jobs" else " h"
+            share = f" (of {known['with_data']}/{known['of']}{hours})"
+            text += "" if hours and share == told else share
+            told = share
+        shown.append(text)
     return shown
 
 
