@@ -147,6 +147,8 @@ def _work(api: Api, run_id: str, folder: Path) -> None:
     telemetry.model_stored("digits", {"accuracy": 0.97, "loss": 0.1})
     metrics.DELIVERIES.labels("chat", "delivered").inc()
     metrics.SIGN_ONS.labels("ok").inc()
+    metrics.REPORT_EXPORTS.labels("monthly").inc()
+    metrics.REPORT_EXPORT_FAILURES.labels("monthly", "unreachable").inc()
     metrics.ACCOUNTING_READ_TO.labels("main").set(utcnow().timestamp())
     metrics.ACCOUNTING_JOBS.labels("main").inc(100)
     metrics.ACCOUNTING_BAD_ROWS.labels("main").inc()

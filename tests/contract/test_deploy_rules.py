@@ -27,6 +27,9 @@ DCGM = {
     if not line.startswith("#")
 }
 
+PROBES = {"vgpu_scheduler_latency_seconds"}
+"""Series that a site's own probe would write: deploy/README.md says so."""
+
 
 def promtool(*words: str | Path) -> None:
     done = subprocess.run([program("promtool"), *words], capture_output=True, text=True, check=False)
@@ -51,7 +54,7 @@ def test_every_alarm_has_a_case_in_which_it_fires() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_an_alarm_reads_what_exists_and_says_what_to_do(rule: dict[str, Any]) -> None:
     read = metrics_of(rule["expr"])
-    assert read and read <= exposed() | DCGM | {"up"}
+    assert read and read <= exposed() | DCGM | PROBES | {"up"}
     assert rule["labels"]["severity"] in {"info", "warning", "critical"}
     assert set(rule["annotations"]) == {"summary", "summary_ko", "remedy"}
     assert re.search("[가-힣]", rule["annotations"]["summary_ko"])
@@ -66,6 +69,12 @@ def test_thresholds_of_gpus_are_those_required() -> None:
     )
     assert gpu["GpuTooHot"] == ("DCGM_FI_DEV_GPU_TEMP >= 85", None, "critical")
     assert gpu["GpuPowerOverTdp"][1:] == (None, "warning")
+    assert gpu["VgpuSchedulerSlow"] == ("vgpu_scheduler_latency_seconds >= 0.1", None, "warning")
+
+
+def test_what_nobody_measures_by_itself_is_said() -> None:
+    told = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}" in told for name in PROBES)
 
 
 def test_the_names_in_an_expression_are_found() -> None:
