@@ -192,6 +192,47 @@ def test_one_command_looks_at_all_jobs_and_what_did_not_change_is_not_read(
     assert asked == ["run"]
 
 
+def test_a_component_that_reports_nothing_ends_when_its_earlier_runs_did(desk: Desk) -> None:
+    """The same pipeline again: what its trainer took before is known when it starts, and says of how many."""
+    started = utcnow() - timedelta(minutes=5)
+
+    def began(when: datetime) -> Callable[[RunRow, JobRow], None]:
+        def change(_run: RunRow, job: JobRow) -> None:
+            job.started_at, job.state = when, JobState.RUNNING
+
+        return change
+
+    desk.change(began(started))
+    alone = desk.view()["expected_end"]
+    assert (alone["source"], alone["runs"]) == ("time_limit", None) and alone["at"] == alone["limit"]
+
+    for minutes in (20, 30, 900):
+        _ran_before(desk, timedelta(minutes=minutes))
+    with desk.ctx.db.write() as session:
+        run = session.get_one(RunRow, desk.run_id)
+        job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
+        job.state = JobState.PENDING
+        write_sighting(
+            session, run, job, Sighting(JobState.RUNNING, reason=None, started_at=started), utcnow()
+        )
+    known = desk.view()["expected_end"]
+    assert (known["source"], known["runs"]) == ("history", 3)
+    assert datetime.fromisoformat(known["at"]) == started + timedelta(minutes=30)
+    desk.change(began(utcnow() - timedelta(minutes=31)))
+    assert desk.view()["expected_end"]["source"] == "time_limit"  # it is late: that was wrong
+    desk.change(lambda _run, job: setattr(job, "state", JobState.COMPLETED))
+    assert desk.view()["expected_end"] is None
+
+
+def _ran_before(desk: Desk, took: timedelta) -> None:
+    run_id = desk.api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    with desk.ctx.db.write() as session:
+        for job in newest_jobs(session, run_id):
+            job.state, job.started_at, job.ended_at = JobState.COMPLETED, utcnow() - took, utcnow()
+            if job.component == "trainer":
+                job.ended_at = job.started_at + took
+
+
 # ---- heartbeat ------------------------------------------------------------------------------------------
 
 
