@@ -1,7 +1,8 @@
 """`python -m benchmarks [submit] [graph] [reads]`: print the ratios; without names, all of them.
 
 A cluster of its own (`bench`) is started and ended. Both sides of a ratio are measured in the same minute on
-the same cluster; on a busy machine both are slower, and the ratio is what remains comparable.
+the same cluster; on a busy machine both are slower, and the ratio is what remains comparable. Accounting and
+its reports need no cluster: `python -m benchmarks.accounting`.
 """
 
 from __future__ import annotations

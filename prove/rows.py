@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prove import fairness
+from prove import accounting, fairness
 from tests.harness import faults, timing
 from tests.harness.cluster import ROOT, Cluster
 from tests.harness.kills import Campaign
@@ -196,6 +196,16 @@ def approval(stage: Stage) -> Measured:
     return told("get around an approval", "tests/cluster/test_approval.py", passed=": 0 succeeded")
 
 
+def accounting_read(stage: Stage) -> Measured:
+    """A million jobs into SQLite, twice."""
+    return Measured(*accounting.read_twice(stage.home))
+
+
+def accounting_reports(stage: Stage) -> Measured:
+    """Every report over a year of a million jobs."""
+    return Measured(*accounting.report(stage.home))
+
+
 def hostile(stage: Stage) -> Measured:
     """The tests of hostile text, on a cluster of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_hostile_text.py"]
@@ -285,6 +295,18 @@ ROWS = (
         "a log of 5 GB: tail, search, stream by level, a reader that stands still; running and stored",
         "everything found, API memory grows < 64 MiB",
         long_log,
+    ),
+    Row(
+        "accounting",
+        "ingest of 1,000,000 recorded jobs",
+        "≥ 5,000 jobs/s of CPU time on SQLite, memory flat, a repeated ingest changes nothing",
+        accounting_read,
+    ),
+    Row(
+        "accounting",
+        "any report over 1,000,000 jobs and a year",
+        "< 1 s (PostgreSQL and SQLite)",
+        accounting_reports,
     ),
     Row("large", "a 1 GiB output", "arrives checksummed, broker memory grows < 100 MB", large),
     Row(
