@@ -145,7 +145,7 @@ class CpuMeter:
 
 def slurm_use(at: datetime, steps: Sequence[StepUsage], gpus: int) -> tuple[Figure | None, list[GpuUse]]:
     """Memory of a job's steps, and the GPUs where Slurm gathers them: one entry for all, they are not told
-    apart. Its utilisation is a mean over tasks: of the busiest step.
+    apart. Utilisation is added up over them, so it is shared out; of several steps the busiest counts.
     """
     memory = [step.memory_mib for step in steps if step.memory_mib is not None]
     utils = [step.gpu_util for step in steps if step.gpu_util is not None]
@@ -158,7 +158,7 @@ def slurm_use(at: datetime, steps: Sequence[StepUsage], gpus: int) -> tuple[Figu
         index="all",
         uuid="",
         slice=False,
-        util=min(100.0, max(utils)) if utils else None,
+        util=min(100.0, max(utils) / gpus) if utils else None,
         memory_used=sum(gpu_memory) if gpu_memory else None,
         memory_total=None,
         temperature_c=None,

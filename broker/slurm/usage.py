@@ -9,7 +9,7 @@ Verified on 22.05, 24.11 and 26.05:
 - A step on a node that does not answer costs 20 s (2 × `MessageTimeout`), each: the whole call has a limit,
   and what came before it counts.
 - `TRESUsageInTot` is the sum over a step's tasks: of `cpu` since its start, of `mem` at the last sample
-  (`JobAcctGatherFrequency`; a step younger than that shows 0 or nothing).
+  (`JobAcctGatherFrequency`). A step that was not sampled yet shows 0 for everything: that is no measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from broker.slurm.tres import parse_quantity
 
 LIMIT_S = 25
 """How long one sstat may take; what it has said by then is read."""
-_FIELDS = ("JobID", "NTasks", "AveCPU", "AveRSS", "TRESUsageInTot", "TRESUsageInAve")
+_FIELDS = ("JobID", "NTasks", "AveCPU", "AveRSS", "TRESUsageInTot")
+_UNSAMPLED = (None, None, None, None)
 _STEP = re.compile(r"(\d+)(?:[_+]\d+)?\.(\w+(?:\+\d+)?)")
 
 
@@ -36,8 +37,9 @@ _STEP = re.compile(r"(\d+)(?:[_+]\d+)?\.(\w+(?:\+\d+)?)")
 class StepUsage:
     """A running step. None is "no data".
 
-    `cpu_s`: CPU time of its tasks since its start. `memory_mib`: resident now. `gpu_util`: per cent, mean
-    over its tasks, `gpu_memory_mib`: of all (both where Slurm was built with NVML and gathers them).
+    `cpu_s`: CPU time of its tasks since its start. `memory_mib`: resident now. `gpu_util`: per cent, added up
+    over the GPUs that its processes use, `gpu_memory_mib`: of all (both where Slurm was built with NVML and
+    gathers them).
     """
 
     job_id: int
@@ -79,23 +81,25 @@ class RunningUsage(Command[tuple[tuple[StepUsage, ...], tuple[str, ...]]]):
 
 
 def _step(fields: Sequence[str]) -> StepUsage:
-    name, tasks, cpu, rss, total, mean = fields
+    name, tasks, cpu, rss, total = fields
     match = _STEP.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is no step")
     n = int(tasks) if tasks.isdigit() else None
-    sums, means = _amounts(total), _amounts(mean)
+    sums = _amounts(total)
     cpu_s = duration_s(sums["cpu"]) if "cpu" in sums else _times(duration_s(cpu), n)
     memory = _quantity(sums.get("mem"))
     if memory is None:
         memory = _times(_quantity(rss), n)
+    if not memory:
+        return StepUsage(int(match[1]), match[2], *_UNSAMPLED)
     gpu_memory = _quantity(sums.get("gres/gpumem"))
     return StepUsage(
         job_id=int(match[1]),
         step=match[2],
         cpu_s=cpu_s,
-        memory_mib=None if memory is None else memory / 2**20,
-        gpu_util=_quantity(means.get("gres/gpuutil")),
+        memory_mib=memory / 2**20,
+        gpu_util=_quantity(sums.get("gres/gpuutil")),
         gpu_memory_mib=None if gpu_memory is None else gpu_memory / 2**20,
     )
 

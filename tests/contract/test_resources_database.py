@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -166,22 +167,28 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
 
 def test_a_thousand_nodes_are_one_question_per_tick_whatever_the_number_of_readers(world: World) -> None:
     world.host.nodes = emulated(1000)
-    began = time.perf_counter()
+    began = time.process_time()
     world.tick()
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert len(world.host.asked) == 1
-    read = []
-    for who in ("root", "ann", "eye", "bob") * 5:
+
+    def read(who: str) -> float:
         start = time.perf_counter()
         shown = world.get("/resources", who)["items"][0]
-        read.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         assert sum(gpu["total"] for gpu in shown["gpus"]) == 4000
-        assert world.get("/resources/nodes", who, limit=5000)["total"] == 1000
         world.get("/resources/history", who, by="partition")
-    assert len(world.host.asked) == 1
+        return seconds
+
+    with ThreadPoolExecutor(50) as readers:
+        together = list(readers.map(read, ("root", "ann", "eye", "bob", "amy") * 10))
+    assert world.get("/resources/nodes", "root", limit=5000)["total"] == 1000
+    assert len(world.host.asked) == 1, "fifty people read, nobody asked"
     world.tick()
     assert len(world.host.asked) == 2
-    print(f"1000 nodes: a tick {took * 1000:.0f} ms, GET /resources {min(read) * 1000:.1f} ms")
+    alone = read("root")
+    print(f"\n1000 nodes: a look costs {took * 1000:.0f} ms of CPU; GET /resources {alone * 1000:.1f} ms,")
+    print(f"with 50 readers at once {max(together) * 1000:.0f} ms at most")
 
 
 def test_a_cluster_whose_queue_was_not_seen_is_not_asked_for_its_nodes(world: World) -> None:

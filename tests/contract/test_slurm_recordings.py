@@ -421,7 +421,7 @@ def test_sstat_tells_each_running_step_of_an_own_job_and_of_no_other(recorded: R
     assert {(one.job_id, one.step) for one in steps} == {(mine, "batch"), (mine, "0")}
     assert {ended, strangers, none}.isdisjoint(one.job_id for one in steps)
     batch, parallel = steps
-    assert 5 <= batch.cpu_s <= 15, "one process that computes for 12 s, as sampled every 5 s"
+    assert 2 <= batch.cpu_s <= 15, "a process that computed for 12 s beside others, as sampled every 5 s"
     assert 64 <= batch.memory_mib <= 128, "64 MiB, and what Python itself needs"
     assert (parallel.cpu_s, parallel.memory_mib > 2) == (0, True), "two tasks of sleep(1)"
     assert (batch.gpu_util, batch.gpu_memory_mib) == (None, None)

@@ -37,7 +37,7 @@ from tests.serving import served
 
 BOTH = pytest.mark.parametrize("world", ["sqlite", "postgres"], indirect=True)
 MINUTE = timedelta(minutes=1)
-ROW = "{0}.batch|1|00:00:00|1|cpu={1},mem={2}|cpu={1},mem={2}\n"
+ROW = "{0}.batch|1|00:00:00|1|cpu={1},mem={2}\n"
 
 
 class Login(LocalHost):

@@ -157,7 +157,7 @@ def test_a_source_that_knows_more_of_the_gpus_comes_before_an_earlier_one() -> N
 
 
 def test_what_slurm_gathers_is_one_figure_for_all_gpus_and_comes_last() -> None:
-    steps = [StepUsage(1, "0", 5, 100.0, 70.0, 900.0), StepUsage(1, "batch", 1, 50.0, None, None)]
+    steps = [StepUsage(1, "0", 5, 100.0, 280.0, 900.0), StepUsage(1, "batch", 1, 50.0, None, None)]
     memory, whole = slurm_use(NOW, steps, 4)
     assert memory is not None
     assert memory.value == 150.0

@@ -14,6 +14,7 @@ from broker.slurm.cluster import Nodes, Partitions, ReadConfig
 from broker.slurm.nodelist import expand
 from broker.slurm.queue import Accounting, AccountingJob, Queue, latest
 from broker.slurm.text import duration_s, fresh_delimiter, key_values, moment, table
+from broker.slurm.usage import RunningUsage, StepUsage
 from broker.slurm.versions import OPTIONAL_FIELDS, REQUIRED_FIELDS, accounting_fields, parse_version
 
 anything = st.text(st.characters(codec="utf-8"), max_size=300)
@@ -231,3 +232,16 @@ def test_no_answer_breaks_a_table_and_nothing_is_lost_silently(parts: list[str],
     assert all(node.name is not None for node in nodes)
     Partitions().parse(Completed(0, "\n".join(parts).encode(), b""))
     ReadConfig().parse(Completed(0, b"ClusterName = c\n" + "\n".join(parts).encode(), b""))
+
+
+def test_a_step_that_sstat_has_not_sampled_yet_is_unknown_not_idle() -> None:
+    zero = b"nonsense\n7.0|1|00:00:00|0|cpu=00:00:00,mem=0,gres/gpuutil=0\n"
+    busy = b"7.batch|2|1-00:00:01|1048576|cpu=1-00:00:02,mem=2097152,gres/gpuutil=150,gres/gpumem=1048576\n"
+    bare = b"8.extern|2|00:00:03|1048576|\n"
+    steps, bad = RunningUsage((7, 8)).parse(Completed(0, zero + busy + bare, b"sstat: error: x"))
+    assert bad == ("nonsense",)
+    assert steps == (
+        StepUsage(7, "0", None, None, None, None),
+        StepUsage(7, "batch", 86402, 2.0, 150, 1.0),
+        StepUsage(8, "extern", 6, 2.0, None, None),
+    )
