@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -29,10 +31,13 @@ from broker.db import utcnow
 from broker.identity.tables import TenantRow
 from broker.quotas.accounts import gpu_use
 from broker.quotas.ledger import HOUR_S
-from broker.quotas.periods import bounds, month_of
-from broker.quotas.service import UNITS, Resource, periods, quota_of
+from broker.quotas.periods import bounds, day_of, month_of
+from broker.quotas.service import GIB, UNITS, Resource, periods, quota_of
 from broker.quotas.tables import ChargeRow, ReservationRow, UseRow
 from broker.settings import QuotaSettings
+
+NOTHING: Final = Rates(None, None)
+"""Of who has used nothing yet."""
 
 
 def quota_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
@@ -73,20 +78,21 @@ def standings(
     session: Session, settings: QuotaSettings, tenants: Sequence[str], now: datetime
 ) -> list[Standing]:
     """How the tenants stand, each with every resource that has a quota."""
-    rates = {
-        Resource.GPU_HOURS: _gpu_rates(session, tenants, now),
-        Resource.API_CALLS: _call_rates(session, tenants, now),
-        Resource.UPLOAD: _upload_rates(session, tenants, now),
-    }
+    today, month, current = day_of(now), month_of(now), periods(now)
+    calls = _counted(session, tenants, Resource.API_CALLS, day_of(now - LONGER))
+    uploads = _counted(session, tenants, Resource.UPLOAD, month_of(bounds(month)[0] - DAY))
+    gpu_rates = _gpu_rates(session, tenants, now)
     found = []
     for tenant in tenants:
-        quota = quota_of(session, settings, tenant)
-        for resource, (period, until) in periods(now).items():
-            unit, _ = UNITS[resource]
-            used, reserved = _used(session, tenant, resource, period, now)
-            rate = rates[resource].get(tenant, Rates(None, None))
-            limit = quota.limit(resource) / unit
-            total = (used + reserved) / unit
+        quota, gpu = quota_of(session, settings, tenant), gpu_use(session, tenant, month, now)
+        amounts = {
+            Resource.GPU_HOURS: (gpu.settled, gpu.reserved, gpu_rates.get(tenant, NOTHING)),
+            Resource.API_CALLS: (calls[tenant].get(today, 0), 0, _call_rates(calls[tenant], now)),
+            Resource.UPLOAD: (uploads[tenant].get(month, 0), 0, _upload_rates(uploads[tenant], now)),
+        }
+        for resource, (used, reserved, rates) in amounts.items():
+            unit, until = UNITS[resource][0], current[resource][1]
+            limit, total = quota.limit(resource) / unit, (used + reserved) / unit
             found.append(
                 Standing(
                     tenant=tenant,
@@ -95,35 +101,22 @@ def standings(
                     used=used / unit,
                     reserved=reserved / unit,
                     until=until,
-                    rates=rate,
-                    outlook=outlook(total, limit, rate, now, until),
+                    rates=rates,
+                    outlook=outlook(total, limit, rates, now, until),
                 )
             )
     return found
-
-
-def _used(session: Session, tenant: str, resource: Resource, period: str, now: datetime) -> tuple[int, int]:
-    """What is settled and what is set aside, in the unit that is counted."""
-    if resource is Resource.GPU_HOURS:
-        gpu = gpu_use(session, tenant, period, now)
-        return gpu.settled, gpu.reserved
-    row = session.get(UseRow, (tenant, resource.value, period))
-    return (row.amount if row else 0), 0
 
 
 # ---- GPU hours: charges of what has ended, reservations of what runs -----------------------------------
 
 
 def _gpu_rates(session: Session, tenants: Sequence[str], now: datetime) -> dict[str, Rates]:
+    since = now - LONGER
     uses: dict[str, list[Use]] = defaultdict(list)
-    for tenant, use in (*_charged(session, tenants, now - LONGER), *_running(session, tenants, now)):
+    for tenant, use in (*_charged(session, tenants, since), *_running(session, tenants, now)):
         uses[tenant].append(use)
-    earliest = session.execute(
-        select(ChargeRow.tenant, func.min(ChargeRow.started_at))
-        .where(ChargeRow.tenant.in_(tenants), ChargeRow.gpu_seconds > 0)
-        .group_by(ChargeRow.tenant)
-    )
-    first = {tenant: began for tenant, began in earliest if began is not None}
+    first = _first_uses(session, tenants, since)
     rates = {}
     for tenant in {*first, *uses}:
         mine = uses[tenant]
@@ -133,10 +126,28 @@ def _gpu_rates(session: Session, tenants: Sequence[str], now: datetime) -> dict[
     return rates
 
 
+def _first_uses(session: Session, tenants: Sequence[str], since: datetime) -> dict[str, datetime]:
+    """When the tenants first used a GPU: the moment where that is in the month of `since` or later, else the
+    end of the first month with a charge. Nothing but the index is read of the months before.
+    """
+    month = month_of(since)
+    mine = ChargeRow.tenant == TenantRow.name
+    earliest = select(TenantRow.name, select(func.min(ChargeRow.month)).where(mine).scalar_subquery())
+    moments = (
+        select(ChargeRow.tenant, func.min(ChargeRow.started_at))
+        .where(ChargeRow.tenant.in_(tenants), ChargeRow.month >= month, ChargeRow.gpu_seconds > 0)
+        .group_by(ChargeRow.tenant)
+    )
+    first = {tenant: began for tenant, began in session.execute(moments) if began is not None}
+    older = session.execute(earliest.where(TenantRow.name.in_(tenants)))
+    return first | {name: bounds(at)[1] for name, at in older if at is not None and at < month}
+
+
 def _charged(session: Session, tenants: Sequence[str], since: datetime) -> Iterable[tuple[str, Use]]:
     """What was charged and ended after `since`, in GPU hours. A job over the end of a month has a charge in
     each, of its part of the time.
     """
+    month_bounds = cache(bounds)
     rows = session.execute(
         select(
             ChargeRow.tenant, ChargeRow.month, ChargeRow.gpu_seconds, ChargeRow.started_at, ChargeRow.ended_at
@@ -149,7 +160,7 @@ def _charged(session: Session, tenants: Sequence[str], since: datetime) -> Itera
     )
     for tenant, month, seconds, started_at, ended_at in rows:
         if ended_at is not None:
-            first, after = bounds(month)
+            first, after = month_bounds(month)
             yield tenant, Use(max(started_at or ended_at, first), min(ended_at, after), seconds / HOUR_S)
 
 
@@ -158,52 +169,40 @@ def _running(session: Session, tenants: Sequence[str], now: datetime) -> Iterabl
     rows = session.execute(
         select(
             ReservationRow.tenant, ReservationRow.gpus, ReservationRow.limit_s, ReservationRow.started_at
-        ).where(
-            ReservationRow.tenant.in_(tenants),
-            ReservationRow.settled_at.is_(None),
-        )
+        ).where(ReservationRow.tenant.in_(tenants), ReservationRow.settled_at.is_(None))
     )
     for tenant, gpus, limit_s, started_at in rows:
-        if started_at is None:
-            continue
-        end = max(started_at, min(now, started_at + timedelta(seconds=limit_s)))
-        yield tenant, Use(started_at, end, gpus * (end - started_at).total_seconds() / HOUR_S)
+        if started_at is not None:
+            end = max(started_at, min(now, started_at + timedelta(seconds=limit_s)))
+            yield tenant, Use(started_at, end, gpus * (end - started_at).total_seconds() / HOUR_S)
 
 
 # ---- counters: of days (API calls) and months (uploads) ------------------------------------------------
 
 
-def _call_rates(session: Session, tenants: Sequence[str], now: datetime) -> dict[str, Rates]:
+def _call_rates(counted: Mapping[str, int], now: datetime) -> Rates:
     """Of whole days before today; of today alone where there are none yet."""
-    today = now.astimezone(UTC).date()
-    rates = {}
-    for tenant, counted in _counters(session, tenants, Resource.API_CALLS, f"{today - LONGER}").items():
-        days = {date.fromisoformat(day): amount for day, amount in counted.items()}
-        first = min(days)
-        before = [today - DAY * n for n in range(1, LONGER // DAY + 1) if today - DAY * n >= first] or [today]
-        counts = [(DAY, days.get(day, 0.0)) for day in before]
-        rates[tenant] = Rates(mean_of_counts(counts[: RECENT // DAY]), mean_of_counts(counts))
-    return rates
+    if not counted:
+        return NOTHING
+    today, first = now.astimezone(UTC).date(), min(counted)
+    before = [day for n in range(1, LONGER // DAY + 1) if (day := f"{today - DAY * n}") >= first]
+    counts = [(DAY, float(counted.get(day, 0))) for day in before or [f"{today}"]]
+    return Rates(mean_of_counts(counts[: RECENT // DAY]), mean_of_counts(counts))
 
 
-def _upload_rates(session: Session, tenants: Sequence[str], now: datetime) -> dict[str, Rates]:
-    """Of this month, and of this and the last: the counter knows no days."""
-    this = month_of(now)
-    begin, _ = bounds(this)
+def _upload_rates(counted: Mapping[str, int], now: datetime) -> Rates:
+    """Of this month, and of this and the last (in GiB a day): the counter knows no days."""
+    begin, _ = bounds(month_of(now))
     before = month_of(begin - DAY)
-    rates = {}
-    for tenant, months in _counters(session, tenants, Resource.UPLOAD, before).items():
-        here = (now - begin, months.get(this, 0.0))
-        both = [here, (begin - bounds(before)[0], months[before])] if before in months else [here]
-        rates[tenant] = Rates(mean_of_counts([here]), mean_of_counts(both))
-    return rates
+    here = (now - begin, counted.get(month_of(now), 0) / GIB)
+    last = [(begin - bounds(before)[0], counted[before] / GIB)] if before in counted else []
+    return Rates(mean_of_counts([here]), mean_of_counts([here, *last]))
 
 
-def _counters(
+def _counted(
     session: Session, tenants: Sequence[str], resource: Resource, since: str
-) -> Mapping[str, dict[str, float]]:
-    """What was counted from a period on, by tenant and period, in the unit that people read."""
-    unit, _ = UNITS[resource]
+) -> defaultdict[str, dict[str, int]]:
+    """What was counted from a period on, by tenant and period, in the unit that is counted."""
     rows = session.execute(
         select(UseRow.tenant, UseRow.period, UseRow.amount).where(
             UseRow.tenant.in_(tenants),
@@ -212,7 +211,7 @@ def _counters(
             UseRow.amount > 0,
         )
     )
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for tenant, period, amount in rows:
-        found[tenant][period] = amount / unit
+        found[tenant][period] = amount
     return found

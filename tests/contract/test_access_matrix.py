@@ -155,6 +155,7 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "GET /api/v1/reports": Probe(),
     "GET /api/v1/reports/{report}": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
     "GET /api/v1/reports/{report}/jobs": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
+    "GET /api/v1/report-exports": Probe(),
     "GET /api/v1/costs": (
         Probe(hidden=200, lists=True),
         Probe(hidden=200, query="?tenant=$tenant&user=$user"),
