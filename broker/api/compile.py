@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 
 from broker.api.security import Ctx, requires
 from broker.compiler import RunIdentity, draft, preview
+from broker.costs.schemas import CostEstimate
+from broker.costs.views import view_estimate
 from broker.identity import Permission, Principal
 from broker.pipelines.service import get_version
 from broker.spec import Overrides, apply_overrides, parse
@@ -39,6 +41,7 @@ class Compiled(BaseModel):
 
     cluster: str
     jobs: list[CompiledJobView]
+    estimate: CostEstimate
 
 
 @router.post("/pipelines/{ref}/versions/{version}/compile")
@@ -49,7 +52,10 @@ def compile_version(
     principal: Annotated[Principal, Depends(requires(Permission.PIPELINES_READ))],
     body: CompileRequest | None = None,
 ) -> Compiled:
-    """Show the scripts and sbatch arguments of a version, exactly but for what only a run has."""
+    """Show the scripts and sbatch arguments of a version, exactly but for what only a run has, and its cost.
+
+    `estimate`: what a run may cost at most, as training, at today's prices.
+    """
     request = body or CompileRequest()
     with ctx.db.read() as session:
         spec = parse(get_version(session, principal, ref, version).spec)
@@ -57,5 +63,9 @@ def compile_version(
         spec = apply_overrides(spec, request.overrides)
     cluster = ctx.settings.cluster_name(request.cluster)
     identity = RunIdentity("run-preview", 0, 1, principal.tenant, principal.username)
-    plan = draft(spec, ctx.profile(cluster), identity)
-    return Compiled(cluster=cluster, jobs=[CompiledJobView(**job) for job in preview(plan)["jobs"]])
+    profile = ctx.profile(cluster)
+    jobs = [CompiledJobView(**job) for job in preview(draft(spec, profile, identity))["jobs"]]
+    with ctx.db.read() as session:
+        there = profile.for_run(identity.tenant, identity.priority_class)
+        estimate = view_estimate(session, spec, there, ctx.settings.costs)
+    return Compiled(cluster=cluster, jobs=jobs, estimate=estimate)

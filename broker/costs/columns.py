@@ -30,10 +30,17 @@ class Priced(NamedTuple):
 
 
 def items_of(
-    table: pa.Table, by: Sequence[str], book: PriceBook, exempt: Sequence[str], starts: Sequence[date]
+    table: pa.Table,
+    by: Sequence[str],
+    book: PriceBook,
+    exempt: Sequence[str],
+    starts: Sequence[date],
+    *,
+    places: bool = True,
 ) -> list[Item]:
     """The items of each line, by line. `table` has the dimensions of `by`, the parts of places that prices
     name, `outcome`, the sums, and `SPAN`: the place among `starts`, between which no price changes.
+    Without `places` nothing says where what is unpriced was: there may be many.
     """
     counted, parts = book.counted(), book.parts()
     codes, combinations = _combinations(table, (*parts, OUTCOME, SPAN))
@@ -43,7 +50,7 @@ def items_of(
         found = dict(zip((*parts, OUTCOME, SPAN), values, strict=True))
         place = Place()._replace(**{part: found[part] for part in parts})
         what, day = fate(found[OUTCOME], exempt), starts[found[SPAN]]
-        known = tuple(_priced(book, one, place, day, what) for one in counted)
+        known = tuple(_priced(book, one, place, day, what, places=places) for one in counted)
         of_combination.append(classes.setdefault(known, len(classes)))
     of_row = pc.take(pa.array(of_combination, pa.int64()), codes)
     sums = [SUM_OF[one] for one in counted]
@@ -64,10 +71,12 @@ def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tupl
     return pc.index_in(keys, known), [found.labels_of(key) for key in known.to_pylist()]
 
 
-def _priced(book: PriceBook, resource: Resource, place: Place, day: date, what: Fate) -> Priced:
+def _priced(
+    book: PriceBook, resource: Resource, place: Place, day: date, what: Fate, *, places: bool
+) -> Priced:
     at = where(resource, place)
     price = book.holding(resource, at, day)
-    return Priced(what, price.place if price else at, price)
+    return Priced(what, price.place if price else at if places else Place(), price)
 
 
 def _items(made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[Priced]]) -> list[Item]:

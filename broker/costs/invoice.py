@@ -33,7 +33,7 @@ def invoice_csv(
     where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
     """
     rows, total = [], Decimal()
-    for item in _merged(items(session, wanted, scope, pricing)):
+    for item in _merged(items(session, wanted, scope, pricing, places=True)):
         cost = None if item.fate is Fate.EXEMPT or item.cost is None else rounded(item.cost, currency)
         total += cost or 0
         since, until = _held(pricing.book, item, wanted.since, wanted.until)

@@ -83,6 +83,15 @@ class CostLine(BaseModel):
     unpriced: dict[str, float] = Field(description="Hours not in it, because no price holds for them")
 
 
+class CostEstimate(BaseModel):
+    """What a run may cost at most: each component once, up to its time limit, at today's prices."""
+
+    currency: str
+    amount: Decimal | None = Field(description="Null: nothing in it has a price, or billing units have one")
+    hours: dict[str, float] = Field(description="Hours in the amount, by resource")
+    unpriced: dict[str, float] = Field(description="Hours that no price holds for")
+
+
 class CostView(BaseModel):
     """Costs of a period. `total` is the sum of the lines as they stand, those beyond `limit` too."""
 

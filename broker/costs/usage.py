@@ -46,15 +46,19 @@ class Pricing:
     exempt: Sequence[str] = ()
 
 
-def items(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> list[Item]:
-    """The use of a period, priced, by its lines' keys."""
+def items(
+    session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, *, places: bool = False
+) -> list[Item]:
+    """The use of a period, priced, by its lines' keys. `places`: say where what is unpriced was."""
     if RUN in wanted.by:
         return itemized(pricing.book, _of_runs(session, wanted, scope, pricing))
     starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
     columns = [*SUM_OF.values(), *pricing.book.parts(), OUTCOME]
     spans = {SPAN: lambda day: bisect_right(starts, day) - 1}
     table = days.rows(session, "days", wanted, scope, columns, spans)
-    return [] if table is None else items_of(table, wanted.by, pricing.book, pricing.exempt, starts)
+    if table is None:
+        return []
+    return items_of(table, wanted.by, pricing.book, pricing.exempt, starts, places=places)
 
 
 def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) -> Iterator[Use]:

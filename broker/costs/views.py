@@ -14,13 +14,17 @@ from sqlalchemy.orm import Session
 from broker.accounting.reports import PERIODS, Scope, Wanted
 from broker.accounting.sources import read_up_to
 from broker.accounting.tables import AccountingJobRow
-from broker.costs.pricing import Fate, Item, itemized, rounded
-from broker.costs.schemas import CostLine, CostView, JobCost, RunCost
+from broker.compiler import ClusterProfile
+from broker.costs.estimate import estimated
+from broker.costs.pricing import PER_HOUR, Fate, Item, Resource, itemized, rounded
+from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of
 from broker.costs.usage import Pricing, items, of_job
+from broker.db import utcnow
 from broker.runs.states import RunState
 from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
+from broker.spec.models import PipelineSpec
 
 _DIGITS = 4
 """Of hours."""
@@ -61,6 +65,17 @@ def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
     return [(key, list(of)) for key, of in groupby(found, lambda item: item.key)]
 
 
+def view_estimate(
+    session: Session, spec: PipelineSpec, profile: ClusterProfile, settings: CostSettings
+) -> CostEstimate:
+    """What a run of a pipeline may cost at most on a cluster."""
+    found = estimated(book_of(session, settings.currency), spec, profile, utcnow().date())
+    line = _line({}, found or [], settings.currency)
+    return CostEstimate(
+        currency=settings.currency, amount=line.amount, hours=line.hours, unpriced=line.unpriced
+    )
+
+
 def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunCost:
     """What a run costs, attempt by attempt; raises nothing where accounting knows none of it yet."""
     pricing = pricing_of(session, settings)
@@ -92,9 +107,13 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
 
 
 def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine:
+    costs: dict[Fate, Fraction] = {}
+    for item in found:
+        if (cost := item.cost) is not None:
+            costs[item.fate] = costs.get(item.fate, Fraction()) + cost
+
     def charged(*fates: Fate) -> Decimal | None:
-        costs = [item.cost for item in found if item.fate in fates]
-        known = [cost for cost in costs if cost is not None]
+        known = [costs[one] for one in fates if one in costs]
         return rounded(sum(known, Fraction()), currency) if known else None
 
     amounts = {"amount": charged(Fate.OWN, Fate.FAULT), "faults": charged(Fate.FAULT)}
@@ -114,14 +133,14 @@ def _total(lines: Sequence[CostLine], found: Sequence[Item]) -> CostLine:
 
 def _hours(parts: Iterable[Item]) -> dict[str, dict[str, float]]:
     """Hours by resource: those that are in the amount, and those that have no price."""
-    found: dict[str, dict[str, Fraction]] = {"hours": {}, "unpriced": {}}
+    sums: dict[str, dict[Resource, int]] = {"hours": {}, "unpriced": {}}
     for item in parts:
         if item.price is None or item.fate is not Fate.EXEMPT:
-            of = found["unpriced" if item.price is None else "hours"]
-            of[item.resource] = of.get(item.resource, Fraction()) + item.hours
+            of = sums["unpriced" if item.price is None else "hours"]
+            of[item.resource] = of.get(item.resource, 0) + item.amount
     return {
-        name: {str(one): round(float(hours), _DIGITS) for one, hours in of.items()}
-        for name, of in found.items()
+        name: {one.value: round(amount / PER_HOUR[one], _DIGITS) for one, amount in of.items()}
+        for name, of in sums.items()
     }
 
 

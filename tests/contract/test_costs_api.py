@@ -266,6 +266,20 @@ def test_a_run_costs_what_all_its_attempts_do(api: Api) -> None:
     assert api.call("GET", f"/runs/{run}/cost", "bob").status_code == 404
 
 
+def test_what_a_run_may_cost_is_told_before_it_is_asked_for(api: Api) -> None:
+    enter(api, price(amount="10", valid_from=f"{today()}"))
+    enter(api, price(resource="gpu_hour", amount="500", gpu_type="a100", valid_from=f"{today()}"))
+    enter(api, price(resource="gib_hour", amount="0.5", valid_from=f"{today()}", cluster="main"))
+    api.call("POST", "/pipelines", "ann", json=spec())
+    path = "/pipelines/digits/versions/latest/compile"
+    told = api.call("POST", path, "ann", json={}).json()["estimate"]
+    # loader: 1 h of 2 cores and 4 GiB; trainer: 2 h of 1 core, 2 GPUs and 64 GiB (the spec's GB are GiB)
+    assert told["hours"] == {"core_hour": 4.0, "gpu_hour": 4.0, "gib_hour": 132.0}
+    assert (told["amount"], told["unpriced"]) == ("2106", {})
+    enter(api, price(resource="billing_hour", valid_from="2999-01-01"))
+    assert api.call("POST", path, "ann", json={}).json()["estimate"]["amount"] is None
+
+
 # ---- prices -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,33 @@
+"""What a run may cost at most, before it is asked for. Pure.
+
+As if each component ran once, up to its time limit, at today's prices: it ends earlier as a rule, and what is
+tried again costs again. Where the cluster chooses partition or QOS itself, prices that name one do not count.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from broker.compiler import ClusterProfile
+from broker.compiler.sbatch_args import cpus_per_node, time_limit
+from broker.costs.pricing import Fate, Item, Place, PriceBook, Resource, Use, itemized
+from broker.spec.models import PipelineSpec
+
+
+def estimated(book: PriceBook, spec: PipelineSpec, profile: ClusterProfile, today: date) -> list[Item] | None:
+    """The items of the whole pipeline; None where Slurm's billing has a price: only Slurm knows its units."""
+    if Resource.BILLING in book.counted():
+        return None
+    uses = []
+    for component in spec.components:
+        wanted = component.resources
+        seconds = time_limit(wanted)
+        kind = profile.gres_type(wanted.gpu_type) if wanted.gpu_type and wanted.gpu_count else ""
+        place = Place(profile.name, profile.partition or "", profile.qos or "", kind)
+        sums = {
+            Resource.CORE: cpus_per_node(wanted, profile) * wanted.nodes * seconds,
+            Resource.GPU: wanted.gpu_count * seconds,
+            Resource.MEMORY: wanted.memory.mib * seconds,
+        }
+        uses.append(Use((), place, today, Fate.OWN, sums))
+    return itemized(book, uses)
