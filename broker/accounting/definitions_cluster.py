@@ -45,11 +45,9 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             ("Utilisation", "가동률"),
             (
                 f"Allocated / (reported − down − drained − planned) {unit} hours. Over 1 where jobs still "
-                "ran on "
-                "what was under maintenance",
+                "ran on what was under maintenance",
                 f"할당 / (등록 − 고장 − 배제 − 계획 정지) {unit_ko} 시간. 유지보수 중인 노드에서 작업이 "
-                "계속 돌면 "
-                "1을 넘을 수 있음",
+                "계속 돌면 1을 넘을 수 있음",
             ),
             lambda sums, _: ratio(sums["allocated_s"], available_s(sums)),
         ),
@@ -78,8 +76,8 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             ("Idle", "유휴"),
             (
                 "Reported − down − drained − planned − reserved − allocated, 0 at least. What is free on a "
-                "node "
-                "that is being drained is among it: slurmdbd knows a drained node from its last job's end on",
+                "node that is being drained is among it: slurmdbd knows a drained node from its last job's "
+                "end on",
                 "등록 − 고장 − 배제 − 계획 정지 − 예약 − 할당(최소 0). 배제 중인 노드의 남는 부분도 포함: "
                 "slurmdbd는 마지막 작업이 끝난 때부터 배제로 기록함",
             ),
@@ -98,8 +96,7 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             "Down",
             "고장",
             "Nodes in DOWN, not responding or failed (sacctmgr show event); all of the cluster while "
-            "slurmctld "
-            "was away. sreport's Down is down + drained",
+            "slurmctld was away. sreport's Down is down + drained",
             "노드가 DOWN, 무응답, 실패한 시간(sacctmgr show event). slurmctld가 없던 동안은 전체. "
             "sreport의 Down은 고장 + 배제",
         ),
@@ -116,19 +113,16 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             "Planned down",
             "계획 정지",
             "Maintenance reservations (MAINT); events of their nodes meanwhile count here only. sreport "
-            "knows of "
-            "a reservation's cores only, its GPUs stay idle there",
-            "유지보수 예약(MAINT) 시간. 그동안의 노드 고장은 여기에만 셈. sreport는 예약의 코어만 알아서 "
-            "GPU는 "
-            "유휴로 나옴",
+            "leaves out their GPUs, and those with IGNORE_JOBS altogether: idle there",
+            "유지보수 예약(MAINT) 시간. 그동안의 노드 고장은 여기에만 셈. sreport는 예약의 GPU와 "
+            "IGNORE_JOBS 예약을 빼고 유휴로 셈",
         ),
         _hours(
             "total_s",
             "Reported",
             "등록",
             "What the cluster had, as slurmctld registered it with slurmdbd, times the hours up to the age "
-            "of "
-            "this report. Unknown before the first registration that was read",
+            "of this report. Unknown before the first registration that was read",
             "slurmctld가 slurmdbd에 등록한 양 × 이 보고서의 기준 시각까지의 시간. 처음 읽은 등록 이전은 알 "
             "수 없음",
         ),
@@ -185,10 +179,11 @@ NODE_DOWNTIME: Final = Report(
             "node_s",
             ("Node hours down", "노드 정지 시간"),
             (
-                "Hours within the period that a node was down, drained or under maintenance. A drained node "
-                "counts from its last job's end on. What has not ended counts up to the age of this report",
-                "기간 안에서 노드가 고장, 배제 또는 유지보수 중이던 시간. 배제는 마지막 작업이 끝난 때부터. "
-                "끝나지 않은 것은 이 보고서의 기준 시각까지",
+                "Hours within the period that a node was down, drained or under maintenance. A drained "
+                "node counts from its last job's end on. What has not ended counts up to the age of this "
+                "report",
+                "기간 안에서 노드가 고장, 배제 또는 유지보수 중이던 시간. 배제는 마지막 작업이 끝난 "
+                "때부터. 끝나지 않은 것은 이 보고서의 기준 시각까지",
             ),
             HOUR,
         ),
@@ -267,8 +262,7 @@ FAIR_SHARE: Final = Report(
             ("LevelFS", "LevelFS"),
             (
                 "Shares / use among the siblings in the tree (sshare LevelFS): over 1 less was used than "
-                "is due. "
-                "Unknown where nothing was used (infinite)",
+                "is due. Unknown where nothing was used (infinite)",
                 "같은 층에서의 지분 / 사용(sshare LevelFS). 1보다 크면 몫보다 덜 씀. 사용이 없으면(무한) "
                 "알 수 없음",
             ),
@@ -303,8 +297,7 @@ FAIR_SHARE: Final = Report(
             ("RawUsage", "RawUsage"),
             (
                 "TRES-weighted seconds as the scheduler remembers them. They decay (PriorityDecayHalfLife) "
-                "and can "
-                "be reset: never bill from it",
+                "and can be reset: never bill from it",
                 "스케줄러가 기억하는 TRES 가중 초. 감쇠하고 초기화될 수 있으므로 과금에 쓰지 않음",
             ),
         ),

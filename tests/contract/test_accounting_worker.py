@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow, AccountingShareRow
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
 from broker.cli import main
 from broker.context import Context
@@ -24,7 +25,7 @@ from broker.worker import loop
 from tests.accounting_support import FIELDS, job
 from tests.api_support import context
 
-RECORDED = sorted((Path(__file__).parent / "recordings").iterdir())[-1]
+RECORDED = Path(__file__).parent / "recordings" / "26.05.5"
 SACCT = """#!{python}
 import pathlib, sys
 here, words = pathlib.Path(__file__).parent, sys.argv[1:]
@@ -46,15 +47,17 @@ WITHIN_S = 30.0
 def programs(tmp_path: Path) -> Path:
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name in ("config", "version", "accounting_fields"):
+    for name in ("config", "version", "accounting_fields", "shares", "events/node_events"):
         recorded = json.loads((RECORDED / f"{name}.json").read_text())["stdout"]
-        (folder / {"accounting_fields": "fields"}.get(name, name)).write_text(recorded)
+        (folder / {"accounting_fields": "fields"}.get(name, Path(name).name)).write_text(recorded)
     texts = {
         "sacct": SACCT.format(python=sys.executable, fields=list(FIELDS)),
         "scontrol": f'#!/bin/sh\n[ "$2" = config ] && exec cat {folder}/config\nexit 0\n',
         "sinfo": f"#!/bin/sh\ncat {folder}/version\n",
         "squeue": "#!/bin/sh\nexit 0\n",
         "sprio": "#!/bin/sh\nexit 0\n",
+        "sshare": f"#!/bin/sh\ncat {folder}/shares\n",
+        "sacctmgr": f'#!/bin/sh\n[ "$4" = event ] && exec cat {folder}/node_events\nexit 0\n',
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
@@ -110,6 +113,20 @@ def test_the_worker_reads_everybodys_jobs_and_goes_on_after_slurmdbd_was_away(
     until(lambda: (row := cursor(ctx)) and "persistent connection" in (row.trouble or ""))
     (programs / "away").unlink()
     until(lambda: (row := cursor(ctx)) and row.trouble is None)
+
+
+@pytest.mark.usefixtures("working")
+def test_the_worker_looks_at_nodes_and_fair_shares(ctx: Context) -> None:
+    def looked() -> bool:
+        with ctx.db.read() as session:
+            looks = session.scalars(select(AccountingLookRow).where(AccountingLookRow.trouble.is_(None)))
+            return {row.what for row in looks} == {"events", "shares"}
+
+    until(looked)
+    with ctx.db.read() as session:
+        lacks = set(session.scalars(select(AccountingEventRow.lack)))
+        accounts = set(session.scalars(select(AccountingShareRow.account)))
+    assert lacks == {"capacity", "down", "drained"} and accounts >= {"default", "team-a"}
 
 
 @pytest.mark.usefixtures("working")
