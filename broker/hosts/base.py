@@ -151,10 +151,16 @@ ACTING = ("--", "env", "-C", "/")
 
 
 def program(argv: Sequence[str]) -> str:
-    """What a command line runs, for an error's sentence: `env LC_ALL=C dd if=…` runs `dd`, sudo as well."""
+    """What a command line runs, for an error's sentence and the log: `env -u TZ LC_ALL=C dd …` runs `dd`."""
     if "sudo" in argv[:3] and ACTING[0] in argv:
         argv = argv[argv.index(ACTING[0]) + len(ACTING) :]
-    return next((word for word in argv if word != "env" and "=" not in word), argv[0])
+    words = iter(argv)
+    for word in words:
+        if word in {"-u", "-C"}:  # env(1)'s, with a name and a folder
+            next(words, None)
+        elif word != "env" and "=" not in word:
+            return word
+    return argv[0]
 
 
 @contextmanager
@@ -173,8 +179,8 @@ def logged(host: str, argv: Sequence[str], *, readonly: bool) -> Iterator[Callab
 
     try:
         yield note
-    except BrokerError as error:
-        said["error"] = error.code
+    except BaseException as error:
+        said["error"] = error.code if isinstance(error, BrokerError) else type(error).__name__
         raise
     finally:
         took = round((time.perf_counter() - began) * 1000, 1)

@@ -42,7 +42,7 @@ TAIL = 64 * 1024
 AT_ONCE = 200
 """Jobs in one command."""
 STEADY = timedelta(seconds=60)
-"""How exact a stored heartbeat is: a job that lives is not written down at every look."""
+"""How exact a stored heartbeat is at worst: a job that lives is not written down at every look."""
 
 
 class Verdict(Enum):
@@ -116,6 +116,8 @@ class Watcher:
         self._ctx, self._cluster, self._lease = ctx, cluster, lease
         self._settings = ctx.cluster(cluster)
         self._profile = ctx.profile(cluster)
+        timeout = timedelta(seconds=self._settings.heartbeat_timeout_s)
+        self._steady = min(STEADY, timeout / 10) if timeout else STEADY
 
     def tick(self) -> None:
         """Look once at everything that runs; trouble with one account's files holds up no other's."""
@@ -212,7 +214,7 @@ class Watcher:
 
     def _worth_writing(self, job: JobRow, look: Look, now: datetime) -> bool:
         if look.mark != job.heartbeat_mark:
-            fresh = job.heartbeat_at is not None and now - job.heartbeat_at < STEADY
+            fresh = job.heartbeat_at is not None and now - job.heartbeat_at < self._steady
             same = look.progress == job_progress(job)
             return not (fresh and same and job.heartbeat_mark is not None and job.stalled_since is None)
         return self._judge(job, now) is not (Verdict.STALLED if job.stalled_since else Verdict.ALIVE)

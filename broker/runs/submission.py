@@ -182,9 +182,9 @@ class Submitter:
                 gpu_count=sum(job.resources.get("gpu_count") or 0 for job in jobs),
                 estimated_duration_s=sum(job.resources.get("time_s") or DEFAULT_TIME_S for job in jobs),
             )
+        submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         for job in jobs:
             journal.job_submitted(run, job, answer.ids[job.component])
-        submitted(run, len(answer.ids), (now - run.created_at).total_seconds())
         return True
 
     def _send(self, run: RunRow, plan: Callable[[], Plan]) -> tuple[list[JobRow], Submitted]:

@@ -262,6 +262,16 @@ def test_silence_is_flagged_then_ended_and_tried_again(desk: Desk) -> None:
     assert desk.job().heartbeat_at is None  # the new attempt begins without
 
 
+def test_what_was_said_a_moment_ago_does_not_make_silence_begin_later(tmp_path: Path) -> None:
+    """A sign of life is not written at every look; how much later silence is seen for that is a tenth."""
+    for desk in make_desk(tmp_path, heartbeat_timeout_s=60):
+        desk.watcher.tick()
+        desk.silent_for(timedelta(seconds=7))
+        desk.say("a moment later\n")
+        desk.watcher.tick()
+        assert utcnow() - (desk.job().heartbeat_at or utcnow() - HOUR) < timedelta(seconds=6)
+
+
 @pytest.mark.parametrize("policy", ["fail", "flag"])
 def test_the_setting_says_what_follows(tmp_path: Path, policy: str) -> None:
     for desk in make_desk(tmp_path, on_lost_heartbeat=policy):

@@ -88,6 +88,7 @@ def test_a_command_is_run_by_sudo_without_a_shell_between() -> None:
     assert argv[: argv.index("--")] == ["env", "LC_ALL=C", "sudo", "-n", "-H", "-u", "kim"]
     assert program(acting_argv("kim", ["env", "LC_ALL=C", "dd", "if=/x"])) == "dd"
     assert program(["env", "LC_ALL=C", "sudo", "-n", "-l"]) == "sudo", "what the doctor asks, for nobody"
+    assert program(["env", "-u", "SQUEUE_USERS", "-C", "/", "TZ=UTC", "scontrol", "-u"]) == "scontrol"
 
 
 def test_an_account_is_looked_up_once_before_the_first_command() -> None:
