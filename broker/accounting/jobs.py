@@ -113,6 +113,7 @@ def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
         cpu_efficiency=_share(None if row.cpu_partial else row.total_cpu_s, row.cpus * row.elapsed_s),
         memory_efficiency=_share(row.mem_in_tot_mib, row.mem_mib),
         gpu_efficiency=_share(row.gpu_util, 100),
+        gpu_measured_by=row.gpu_util_by,
         time_accuracy=_share(row.elapsed_s if row.end_at else None, row.timelimit_s),
         runaway=row.runaway,
         run_id=row.run_id,

@@ -110,6 +110,9 @@ class JobFacts(BaseModel):
     cpu_efficiency: float | None
     memory_efficiency: float | None = Field(description="An upper bound: tasks added up")
     gpu_efficiency: float | None
+    gpu_measured_by: str | None = Field(
+        description="`jobstats`, `measured` (by the broker while it ran) or `slurm`; null: by nobody"
+    )
     time_accuracy: float | None
     runaway: bool = Field(description="No end in accounting, and not in the queue either")
     run_id: str | None

@@ -19,6 +19,7 @@ from sqlalchemy import delete, func, select
 
 from broker.accounting import archive
 from broker.accounting.ingest import Ingester
+from broker.accounting.jobs import job_facts
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -341,8 +342,8 @@ def test_gpu_use_is_told_by_whom_we_believe_most_and_stays_when_slurm_forgets(ho
     ):
         house.slurm.rows = [rows]
         house.tick(house.now + 300)
-        found = house.rows()[7]
-        assert (found.gpu_util, found.gpu_util_by) == wanted
+        shown = job_facts(house.rows()[7])
+        assert ((shown.gpu_efficiency or 0) * 100, shown.gpu_measured_by) == wanted
     others = job(8, submit=NOON - 900, run=300)
     house.slurm.rows = [[others, step(others, TRESUsageInTot="mem=1048576,gres/gpuutil=40")]]
     house.tick(house.now + 300)
