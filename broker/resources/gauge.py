@@ -50,7 +50,7 @@ class Gauge:
         self._settings = ctx.cluster(cluster)
         self._queue: QueueSnapshot | None = None
         self._meters: dict[str, CpuMeter] = {}
-        self._asked: dict[str, float] = {}
+        self._asked: dict[str, tuple[int, float]] = {}
         self._forget_after = 0.0
         self._nodes: tuple[datetime, dict[str, tuple[float, int]]] | None = None
 
@@ -113,9 +113,11 @@ class Gauge:
             return {}
 
     def _steps(self, account: str | None, jobs: Sequence[JobRow]) -> dict[int, list[StepUsage]]:
-        """What sstat says, as the jobs' owner: an Operator is refused other people's."""
-        due = sorted(jobs, key=lambda job: self._asked.get(job.id, 0.0))[:AT_ONCE]
-        self._asked |= dict.fromkeys((job.id for job in due), time.monotonic())
+        """What sstat says, as the jobs' owner: an Operator is refused other people's.
+
+        Jobs that it said nothing of the last times come last: a silent node holds up the others' answers.
+        """
+        due = sorted(jobs, key=lambda job: self._asked.get(job.id, (0, 0.0)))[:AT_ONCE]
         found: dict[int, list[StepUsage]] = defaultdict(list)
         try:
             with slurm_call(self._cluster, "usage"):
@@ -123,6 +125,9 @@ class Gauge:
                     found[step.job_id].append(step)
         except BrokerError as error:
             log.warning("usage_unknown", cluster=self._cluster, account=account, detail=error.detail)
+        for job in due:
+            missed = 0 if (job.slurm_job_id or 0) in found else self._asked.get(job.id, (0, 0.0))[0] + 1
+            self._asked[job.id] = missed, time.monotonic()
         return found
 
     def _slurm(self, account: str | None) -> SlurmClient:

@@ -18,6 +18,8 @@ from broker.settings import ResourceSettings
 from broker.slurm import QueueJob
 
 HOUR: Final = 3600
+RECENT: Final = timedelta(minutes=5)
+"""How long what `sstat` said last is shown."""
 FIGURES: Final = {
     "cpu_cores": "cpu_n",
     "memory_mib": "memory_n",
@@ -79,16 +81,28 @@ def _renew(row: JobUsageRow, cluster: str, now: datetime, one: Taken) -> None:
     """The row after this look; the sums begin anew with each start of the job."""
     job, entry, use = one.job, one.entry, one.use
     if row.restart != job.restarts or row.slurm_job_id != entry.job_id:
+        row.use = {}
         row.first_at, row.gpu_util_sum, row.gpu_util_looks, row.memory_peak_mib = now, 0.0, 0, None
     row.run_id, row.cluster, row.slurm_job_id = job.run_id, cluster, entry.job_id
     row.restart, row.taken_at = job.restarts, now
     row.cpus, row.gpus = entry.tres.cpus or entry.cpus, entry.tres.gpus
-    row.memory_mib, row.use = entry.tres.memory_mib, as_json(use)
+    row.memory_mib, row.use = entry.tres.memory_mib, as_json(use) | _kept(row, use, now)
     if use.gpu_util is not None:
         row.gpu_util_sum += use.gpu_util.value
         row.gpu_util_looks += 1
     if use.memory_mib is not None:
         row.memory_peak_mib = max(row.memory_peak_mib or 0.0, use.memory_mib.value)
+
+
+def _kept(row: JobUsageRow, use: JobUse, now: datetime) -> dict[str, Any]:
+    """What sstat said a moment ago, for a job whose turn it was not now; its own time stands with it."""
+    return {
+        name: old
+        for name in ("cpu_cores", "memory_mib")
+        if getattr(use, name) is None
+        and (old := row.use.get(name)) is not None
+        and now - datetime.fromisoformat(old["at"]) <= RECENT
+    }
 
 
 def _sample(now: datetime, one: Taken) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from sqlalchemy import BigInteger, ForeignKey, Index, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker.db import Base, JsonType, UTCDateTime
-from broker.runs.tables import JobRow
 
 
 class JobUsageRow(Base):
@@ -92,7 +91,6 @@ def measured_gpus(session: Session, cluster: str, slurm_job_ids: Iterable[int]) 
     """What was measured of the broker's own among these jobs, by Slurm's id."""
     query = (
         select(JobUsageRow)
-        .join(JobRow, JobRow.id == JobUsageRow.job_id)
         .where(
             JobUsageRow.cluster == cluster,
             JobUsageRow.slurm_job_id.in_(sorted(set(slurm_job_ids))),

@@ -29,7 +29,7 @@ from broker.resources.gauge import Gauge
 from broker.resources.job_usage import forget_usage, over_time
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.measured import JobUsageRow, JobUsageSampleRow, measured_gpus
-from broker.runs.tables import JobRow
+from broker.runs.tables import JobRow, RunRow
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState, parse_tres
 from tests.api_support import Api, context, spec
 from tests.postgres import fresh_database
@@ -255,6 +255,34 @@ def test_when_sstat_is_silent_the_gpus_are_still_known(world: World) -> None:
     world.tick()
     job = world.usage(run_id)
     assert (job["memory_mib"], job["gpu_util"]["used"]) == (None, 70)
+
+
+def test_a_job_that_sstat_is_silent_about_comes_last_and_what_was_known_stays_a_while(world: World) -> None:
+    runs = {number: world.run_of("ann", number) for number in (41, 42, 43)}
+    for number in runs:
+        world.host.rows[number] = "00:40:00", 4 << 30
+        world.sample(runs[number], line(0, 90), line(1, 50))
+    world.tick()
+    del world.host.rows[41]
+    world.tick()
+    world.tick()
+    assert world.host.asked[2] == [42, 43, 41]
+    job = world.usage(runs[41])
+    assert (job["memory_mib"]["used"], job["gpu_util"]["used"]) == (4096, 70)
+    assert job["memory_mib"]["sampled_at"] < world.usage(runs[42])["memory_mib"]["sampled_at"]
+
+
+def test_each_unix_accounts_jobs_are_asked_about_as_that_account(world: World) -> None:
+    mine, kims = world.run_of("ann", 41), world.run_of("ann", 42)
+    kim = Login()
+    world.ctx._people["main", "kim"] = kim
+    for host, number in ((world.host, 41), (kim, 42)):
+        host.rows[number] = "00:40:00", number << 30
+    with world.ctx.db.write() as session:
+        session.get_one(RunRow, kims).unix_account = "kim"
+    world.tick()
+    assert (world.host.asked, kim.asked) == ([[41]], [[42]])
+    assert [world.usage(run)["memory_mib"]["used"] / 1024 for run in (mine, kims)] == [41, 42]
 
 
 def test_a_job_that_only_carries_our_number_is_not_asked_about(world: World) -> None:
