@@ -8,6 +8,7 @@ of something late) are a new version beside the old one.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import date, datetime, timedelta
 
@@ -37,22 +38,31 @@ from broker.accounting.schemas import ReportView, Source
 from broker.accounting.sources import read_up_to
 from broker.accounting.views import view_report
 from broker.audit import record
+from broker.checks import Check
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import BrokerError, ConfigurationError
+from broker.errors import (
+    BrokerError,
+    ConfigurationError,
+    Denied,
+    IntegrityError,
+    NotFound,
+    Unreachable,
+)
 from broker.identity import SYSTEM
 from broker.objects import ObjectStore
-from broker.settings import ReportExportSettings
+from broker.settings import ReportExportSettings, ReportSettings
 
 log = structlog.get_logger("broker.reports")
 
+_LIKELY = (ConfigurationError, Denied, IntegrityError, NotFound, Unreachable)
 FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 """After a failure; each further pause is twice as long, up to the longest."""
 
 
-def wanted_of(name: str, export: ReportExportSettings, period: str, ctx: Context) -> Wanted:
+def wanted_of(name: str, export: ReportExportSettings, period: str) -> Wanted:
     """What an export asks for; raises `ConfigurationError` for what there is not."""
     report = REPORTS.get(export.report)
     where = f"reports.exports.{name}"
@@ -69,7 +79,19 @@ def wanted_of(name: str, export: ReportExportSettings, period: str, ctx: Context
             f"{where}.by: {report.name} has no dimension {unknown[0]!r}; it has: {known}"
         )
     since, until = period_bounds(export.period, period)
-    return Wanted(report, since, until, export.by or report.by, quotas=ctx.settings.quotas)
+    return Wanted(report, since, until, export.by or report.by)
+
+
+def check_exports(settings: ReportSettings) -> Iterator[Check]:
+    """What `broker doctor` says of the exports that are set; nothing where there are none."""
+    for name, export in settings.exports.items():
+        try:
+            wanted = wanted_of(name, export, period_name(export.period, utcnow().date()))
+        except BrokerError as error:
+            yield Check(f"export {name}", "fail", error.detail, "Mend `[reports]` in the settings")
+            continue
+        by, formats = ", ".join(wanted.by), ", ".join(export.formats)
+        yield Check(f"export {name}", "ok", f"{export.report} by {by}, each {export.period}, as {formats}")
 
 
 class Exporter:
@@ -78,6 +100,10 @@ class Exporter:
     def __init__(self, ctx: Context) -> None:
         self._ctx, self._settings = ctx, ctx.settings.reports
         self._other: ObjectStore | None = None
+        for name in self._settings.exports:  # so that the first of a kind is an increase
+            metrics.REPORT_EXPORTS.labels(name)
+            for error in _LIKELY:
+                metrics.REPORT_EXPORT_FAILURES.labels(name, error.code)
 
     @property
     def _objects(self) -> ObjectStore:
@@ -128,7 +154,7 @@ class Exporter:
         self, lease: Lease, name: str, export: ReportExportSettings, period: str, now: datetime
     ) -> None:
         """Write a period, if its figures are whole and not what lies there already."""
-        wanted = wanted_of(name, export, period, self._ctx)
+        wanted = wanted_of(name, export, period)
         with self._ctx.db.read() as session:
             read = {one.cluster: one.complete_until for one in read_up_to(session)}
             behind = unread(midnight(wanted.until), read, self._ctx.settings.clusters)

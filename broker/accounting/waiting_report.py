@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -27,9 +27,9 @@ def waiting_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group
     now = int(utcnow().timestamp())
     for cluster in session.scalars(select(AccountingQueueRow.cluster).order_by(AccountingQueueRow.cluster)):
         look = load(session, cluster)
-        jobs = [job for job in look[1] if _shown(cluster, job, wanted.filters, scope)] if look else []
+        jobs = [job for job in look[1] if _visible(job, scope)] if look else []
         if jobs:
-            made += _lines(session, cluster, jobs, wanted.by, now)
+            made += _lines(session, cluster, jobs, wanted, now)
     return merged(made)
 
 
@@ -45,13 +45,8 @@ def looked_at(session: Session) -> list[Source]:
     return found
 
 
-def _shown(cluster: str, job: Pending, filters: Mapping[str, str], scope: Scope) -> bool:
-    if scope.tenant is not None and job.tenant != scope.tenant:
-        return False
-    if scope.user is not None and job.user != scope.user:
-        return False
-    known = _keys(cluster, job)
-    return all(known.get(name) == value for name, value in filters.items())
+def _visible(job: Pending, scope: Scope) -> bool:
+    return scope.tenant in (None, job.tenant) and scope.user in (None, job.user)
 
 
 def _keys(cluster: str, job: Pending) -> dict[str, str]:
@@ -68,7 +63,7 @@ def _keys(cluster: str, job: Pending) -> dict[str, str]:
 
 
 def _lines(
-    session: Session, cluster: str, jobs: Sequence[Pending], by: Sequence[str], now: int
+    session: Session, cluster: str, jobs: Sequence[Pending], wanted: Wanted, now: int
 ) -> Iterator[Group]:
     eligible = _eligible(session, cluster)
     ours = explanations(session, cluster) if any(job.run_id for job in jobs) else {}
@@ -76,7 +71,9 @@ def _lines(
         why = ours.get(job.job_id) if job.run_id else None
         why = why or of_slurm(job.reason)
         keys = _keys(cluster, job) | {"reason": why.code}
-        yield Group({name: keys[name] for name in by}, _sums(job, eligible.get(job.job_id), why, now))
+        if all(keys[name] == value for name, value in wanted.filters.items()):
+            key = {name: keys[name] for name in wanted.by}
+            yield Group(key, _sums(job, eligible.get(job.job_id), why, now))
 
 
 def _eligible(session: Session, cluster: str) -> dict[int, int]:

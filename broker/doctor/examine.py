@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.accounting.exporter import check_exports
 from broker.checks import Check
 from broker.context import open_host
 from broker.doctor import login, probes, rules
@@ -49,6 +50,8 @@ def examine(settings: Settings, cluster: str | None = None, *, with_jobs: bool =
         yield Report("object store", tuple(check_objects(settings)))
         if ways := tuple(check_notifications(settings.notifications)):
             yield Report("notifications", ways)
+        if exports := tuple(check_exports(settings.reports)):
+            yield Report("reports", exports)
         if not settings.clusters:
             nothing = Check(
                 "clusters", "warn", "none is configured", "Add `[clusters.NAME]`: docs/settings.md"

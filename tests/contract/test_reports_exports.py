@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from broker import metrics
 from broker.accounting.export_tables import ReportExportRow
-from broker.accounting.exporter import Exporter
+from broker.accounting.exporter import Exporter, check_exports
 from broker.accounting.tables import AccountingCursorRow
 from broker.audit.tables import AuditRow
 from broker.cli import main
@@ -241,6 +241,13 @@ def test_what_is_set_wrongly_is_named_and_the_rest_is_written(place: Place) -> N
     assert (rows["d"].state, rows["d"].period) == ("stored", "2026-10-31")
     [key] = [key for key in place.stored() if key.endswith("usage.json")]
     assert json.loads(place.objects.get_bytes(key, 1 << 20))["report"]["name"] == "usage"
+
+
+def test_the_doctor_names_it_before_the_first_period_is_over() -> None:
+    found = {check.name: check for check in check_exports(ReportSettings(exports=WRONG))}
+    assert [check.status for check in found.values()] == ["fail", "fail", "fail", "ok"]
+    assert "no report 'usgae'" in found["export a"].detail
+    assert found["export d"].detail == "usage by tenant, each day, as json"
 
 
 @pytest.mark.parametrize("place", [{"bucket": "archive"}], indirect=True)

@@ -227,6 +227,8 @@ def test_they_are_added_up_by_what_they_share(api: Api) -> None:
     reasons = ask(api, "root", "waiting", by="reason")["lines"]
     assert [line["key"]["reason"] for line in reasons] == ["priority"]
     assert "higher priority" in reasons[0]["values"]["why"], "what all of them say is said"
+    for filters, jobs in (({"reason": "priority", "partition": "cpu"}, 2), ({"reason": "held"}, 0)):
+        assert len(ask(api, "root", "waiting", **filters)["lines"]) == jobs
 
 
 def test_everybody_sees_what_the_role_allows(api: Api) -> None:
