@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from broker.accounting import days
 from broker.accounting.grouping import Grouped, coded, group
-from broker.costs.pricing import SUM_OF, Fate, Item, Place, Price, PriceBook, Resource, fate, in_order, where
+from broker.costs.pricing import SUM_OF, Fate, Item, Place, Price, PriceBook, Resource, fate, where
 
 SPAN, OUTCOME = "cost_span", "outcome"
 _CLASS, _LINE = "cost_class", "cost_line"
@@ -38,9 +38,10 @@ def items_of(
     *,
     places: bool = True,
 ) -> list[Item]:
-    """The items of each line, by line. `table` has the dimensions of `by`, the parts of places that prices
-    name, `outcome`, the sums, and `SPAN`: the place among `starts`, between which no price changes.
-    Without `places` nothing says where what is unpriced was: there may be many.
+    """The items of each line, in no order.
+
+    `table` has the dimensions of `by`, the parts of places that prices name, `outcome`, the sums, and `SPAN`:
+    the place among `starts`, between which no price changes. Without `places` nothing says where what is unpriced was: there may be many.
     """
     counted, parts = book.counted(), book.parts()
     codes, combinations = _combinations(table, (*parts, OUTCOME, SPAN))
@@ -56,7 +57,7 @@ def items_of(
     sums = [SUM_OF[one] for one in counted]
     made = group(table.append_column(_CLASS, of_row), (*by, _CLASS), sums)
     priced = {one: [known[at] for known in classes] for at, one in enumerate(counted)}
-    return sorted(_items(made, by, priced), key=in_order)
+    return _items(made, by, priced)
 
 
 def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tuple[Any, ...]]]:
@@ -84,7 +85,8 @@ def _items(made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[
     order: Sequence[Any] = made.labels[-1]
     lines = pc.divide(made.keys, max(len(order), 1))
     classes = pc.take(pa.array(order, pa.int64()), pc.subtract(made.keys, pc.multiply(lines, len(order))))
-    items = []
+    items: list[Item] = []
+    texts: dict[int, tuple[str, ...]] = {}
     for resource, known in priced.items():
         distinct = list(dict.fromkeys(known))
         place_of = {one: at for at, one in enumerate(distinct)}
@@ -93,9 +95,13 @@ def _items(made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[
         added = group(pa.table(columns), (_LINE, _CLASS), ["sum"])
         for key, amount in zip(added.keys.to_pylist(), added.columns["sum"].to_pylist(), strict=True):
             line, at = (int(label) for label in added.labels_of(key))
-            if amount:
+            if not amount:
+                continue
+            if line not in texts:
                 labels = made.labels_of(line * len(order))
-                text = tuple(days.label(name, label) for name, label in zip(by, labels[:-1], strict=True))
-                one = distinct[at]
-                items.append(Item(text, one.fate, resource, one.place, one.price, amount))
+                texts[line] = tuple(
+                    days.label(name, label) for name, label in zip(by, labels[:-1], strict=True)
+                )
+            one = distinct[at]
+            items.append(Item(texts[line], one.fate, resource, one.place, one.price, amount))
     return items

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.reports import Scope, Wanted
 from broker.audit.reading import csv_text
-from broker.costs.pricing import Fate, Item, PriceBook, rounded
+from broker.costs.pricing import Fate, Item, PriceBook, in_order, rounded
 from broker.costs.usage import Pricing, items
 
 COLUMNS = (
@@ -33,7 +33,7 @@ def invoice_csv(
     where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
     """
     rows, total = [], Decimal()
-    for item in _merged(items(session, wanted, scope, pricing, places=True)):
+    for item in _merged(sorted(items(session, wanted, scope, pricing, places=True), key=in_order)):
         cost = None if item.fate is Fate.EXEMPT or item.cost is None else rounded(item.cost, currency)
         total += cost or 0
         since, until = _held(pricing.book, item, wanted.since, wanted.until)

@@ -49,6 +49,9 @@ PER_HOUR: Final[Mapping[Resource, int]] = {
     Resource.BILLING: 3600,
 }
 """How much of that sum is one hour."""
+_LEAST: Final = 3600 * 1024
+PARTS: Final = _LEAST * 10**6
+"""Parts of the currency in which every cost is a whole number: prices have six digits after the point."""
 
 
 class Place(NamedTuple):
@@ -221,11 +224,17 @@ class Item:
         return Fraction(self.amount, PER_HOUR[self.resource])
 
     @property
-    def cost(self) -> Fraction | None:
-        """What it costs, exactly; None: nobody has said."""
+    def parts(self) -> int | None:
+        """What it costs, exactly, in parts of the currency (`PARTS`); None: nobody has said."""
         if self.price is None or self.price.amount is None:
             return None
-        return self.hours * Fraction(self.price.amount)
+        millionths = int(self.price.amount.scaleb(6))
+        return self.amount * millionths * (_LEAST // PER_HOUR[self.resource])
+
+    @property
+    def cost(self) -> Fraction | None:
+        """The same as a fraction of the currency."""
+        return None if self.parts is None else Fraction(self.parts, PARTS)
 
 
 def where(resource: Resource, place: Place) -> Place:

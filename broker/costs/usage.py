@@ -49,7 +49,7 @@ class Pricing:
 def items(
     session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, *, places: bool = False
 ) -> list[Item]:
-    """The use of a period, priced, by its lines' keys. `places`: say where what is unpriced was."""
+    """The use of a period, priced, in no order. `places`: say where what is unpriced was."""
     if RUN in wanted.by:
         return itemized(pricing.book, _of_runs(session, wanted, scope, pricing))
     starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from itertools import groupby
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,7 +15,7 @@ from broker.accounting.sources import read_up_to
 from broker.accounting.tables import AccountingJobRow
 from broker.compiler import ClusterProfile
 from broker.costs.estimate import estimated
-from broker.costs.pricing import PER_HOUR, Fate, Item, Resource, itemized, rounded
+from broker.costs.pricing import PARTS, PER_HOUR, Fate, Item, Resource, itemized, rounded
 from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of
 from broker.costs.usage import Pricing, items, of_job
@@ -62,7 +61,10 @@ def view_costs(
 
 def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
     """The items of each line, by its key."""
-    return [(key, list(of)) for key, of in groupby(found, lambda item: item.key)]
+    lines: dict[tuple[str, ...], list[Item]] = {}
+    for item in found:
+        lines.setdefault(item.key, []).append(item)
+    return sorted(lines.items(), key=lambda line: line[0])
 
 
 def view_estimate(
@@ -107,14 +109,14 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
 
 
 def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine:
-    costs: dict[Fate, Fraction] = {}
+    costs: dict[Fate, int] = {}
     for item in found:
-        if (cost := item.cost) is not None:
-            costs[item.fate] = costs.get(item.fate, Fraction()) + cost
+        if (parts := item.parts) is not None:
+            costs[item.fate] = costs.get(item.fate, 0) + parts
 
     def charged(*fates: Fate) -> Decimal | None:
         known = [costs[one] for one in fates if one in costs]
-        return rounded(sum(known, Fraction()), currency) if known else None
+        return rounded(Fraction(sum(known), PARTS), currency) if known else None
 
     amounts = {"amount": charged(Fate.OWN, Fate.FAULT), "faults": charged(Fate.FAULT)}
     return CostLine(key=key, **amounts, exempt=charged(Fate.EXEMPT), **_hours(found))
