@@ -41,7 +41,8 @@ def items_of(
     """The items of each line, in no order.
 
     `table` has the dimensions of `by`, the parts of places that prices name, `outcome`, the sums, and `SPAN`:
-    the place among `starts`, between which no price changes. Without `places` nothing says where what is unpriced was: there may be many.
+    the place among `starts`, between which no price changes. Without `places` nothing says where what is
+    unpriced was: there may be many.
     """
     counted, parts = book.counted(), book.parts()
     codes, combinations = _combinations(table, (*parts, OUTCOME, SPAN))
