@@ -15,6 +15,7 @@ from broker.accounting.definitions_now import LINE
 from broker.accounting.measures import Sums
 from broker.accounting.merging import merged
 from broker.accounting.reports import Group, Scope, Wanted
+from broker.accounting.schemas import Source
 from broker.accounting.standing import (
     DAY,
     LONGER,
@@ -34,6 +35,7 @@ from broker.quotas.ledger import HOUR_S
 from broker.quotas.periods import bounds, day_of, month_of
 from broker.quotas.service import GIB, UNITS, Resource, periods, quota_of
 from broker.quotas.tables import ChargeRow, ReservationRow, UseRow
+from broker.runs.tables import ClusterRow
 from broker.settings import QuotaSettings
 
 NOTHING: Final = Rates(None, None)
@@ -49,6 +51,23 @@ def quota_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
         tenants = tenants.where(TenantRow.name == wanted.filters["tenant"])
     names = list(session.scalars(tenants.order_by(TenantRow.name)))
     return merged(_group(one, wanted.by) for one in standings(session, wanted.quotas, names, utcnow()))
+
+
+def settled_at(session: Session) -> list[Source]:
+    """When each cluster was last looked at: the ledger is settled with every look."""
+    rows = session.scalars(
+        select(ClusterRow).where(ClusterRow.polled_at.is_not(None)).order_by(ClusterRow.name)
+    )
+    return [
+        Source(
+            cluster=row.name,
+            complete_until=row.polled_at,
+            read_until=row.polled_at,
+            trouble=row.trouble is not None,
+        )
+        for row in rows
+        if row.polled_at is not None
+    ]
 
 
 def _group(one: Standing, by: Sequence[str]) -> Group:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from broker.accounting import days, reports
 from broker.accounting.capacity import core_groups, downtime_groups, events_ages, gpu_groups
 from broker.accounting.fair_share import share_groups, shares_ages
-from broker.accounting.quota_report import quota_groups
+from broker.accounting.quota_report import quota_groups, settled_at
 from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
@@ -57,7 +57,7 @@ AGES: Final[dict[str, Ages]] = {
     "core_capacity": events_ages,
     "node_events": events_ages,
     "shares": shares_ages,
-    "quotas": lambda session: [],
+    "quotas": settled_at,
     "waiting": looked_at,
 }
 """How old the data of a source is, where that is not the age of the jobs (`read_up_to`)."""

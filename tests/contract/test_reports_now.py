@@ -18,7 +18,7 @@ from broker.identity import Role
 from broker.identity.tables import UserRow
 from broker.quotas.tables import ChargeRow, QuotaRow, ReservationRow, UseRow
 from broker.runs.states import JobState, Phase
-from broker.runs.tables import RunHoldRow, RunRow
+from broker.runs.tables import ClusterRow, RunHoldRow, RunRow
 from broker.runs.views import attempt_jobs
 from broker.settings import QuotaSettings
 from broker.slurm import QueueJob
@@ -137,7 +137,9 @@ def test_calls_are_forecast_within_the_day_and_uploads_within_the_month(api: Api
         session.add_all(counted("api_calls", f"2026-11-{day}", 900) for day in range(14, 21))
         session.add(counted("api_calls", "2026-11-21", 600))
         session.add_all(counted("upload_gb", month, 41 << 30) for month in ("2026-10", "2026-11"))
+        session.add(ClusterRow(name="main", polled_at=NOW, trouble="sshd is away"))
     view = ask(api, "root", "quotas", tenant="team-a")
+    assert view["sources"][0]["trouble"] and view["sources"][0]["read_until"] == "2026-11-21T12:00:00Z"
     calls, uploads = (standing(view, "team-a", name) for name in ("api_calls", "upload_gb"))
     assert (calls["rate_recent"], calls["runs_out"]) == (900, "2026-11-21")
     assert uploads["rate_recent"] == pytest.approx(2)
