@@ -23,6 +23,8 @@ from broker.runs.tables import JobRow, RunRow
 
 EARLIER = 20
 """Runs of a component that its usual time is the median of: the newest that ended well."""
+LOOKED_AT = 100
+"""Runs of the pipeline that they are looked for in: a job's start waits for this."""
 _ALIKE = ("gpu_type", "gpu_count", "cpus", "memory_mib")
 """Resources that decide how long a program takes; its time limit does not."""
 
@@ -48,19 +50,23 @@ class ExpectedEnd(BaseModel):
 
 def usual_of(session: Session, run: RunRow, job: JobRow) -> Usual | None:
     """How long this component took before: the newest runs of the pipeline, here, with such resources."""
+    newest = (
+        select(RunRow.id)
+        .where(
+            RunRow.pipeline_id == run.pipeline_id, RunRow.cluster == run.cluster, RunRow.tenant == run.tenant
+        )
+        .order_by(RunRow.id.desc())
+        .limit(LOOKED_AT)
+    )
     query = (
         select(JobRow)
-        .join(RunRow, RunRow.id == JobRow.run_id)
         .where(
-            RunRow.pipeline_id == run.pipeline_id,
-            RunRow.cluster == run.cluster,
-            RunRow.tenant == run.tenant,
+            JobRow.run_id.in_(newest),
             JobRow.component == job.component,
             JobRow.state == JobState.COMPLETED,
             JobRow.id != job.id,
         )
         .order_by(JobRow.ended_at.desc())
-        .limit(5 * EARLIER)
     )
     alike = [found for found in session.scalars(query) if _needs(found) == _needs(job)]
     return usual([duration(found) for found in alike[:EARLIER]])

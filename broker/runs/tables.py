@@ -71,7 +71,7 @@ class RunRow(Base):
         Index("ix_runs_cluster_phase", "cluster", "phase"),
         Index("ix_runs_tenant_id", "tenant", "id"),
         Index("ix_runs_owner_id_id", "owner_id", "id"),
-        Index("ix_runs_pipeline_id", "pipeline_id"),
+        Index("ix_runs_pipeline_id_id", "pipeline_id", "id"),
     )
 
 
