@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -22,12 +22,13 @@ from broker.db import Database
 from broker.identity import SYSTEM
 from broker.notifications.delivery import DeliveryState
 from broker.notifications.tables import DeliveryRow, NotificationRow
-from broker.runs.states import Phase
+from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
 
 log = structlog.get_logger("broker.api")
 
 _OPEN = [phase for phase in Phase if phase is not Phase.DONE]
+_RUNS = JobRow.state == JobState.RUNNING
 
 
 class Backlog(Collector):
@@ -46,6 +47,9 @@ class Backlog(Collector):
                 "broker_submission_oldest_timestamp_seconds",
                 "Since when the oldest run waits to be given to Slurm, Unix time",
                 labels=["cluster"],
+            ),
+            GaugeMetricFamily(
+                "broker_jobs_stalled", "Jobs that run and give no sign of life", labels=["cluster"]
             ),
             GaugeMetricFamily(
                 "broker_results_pending", "Ended jobs whose results are not stored yet", labels=["cluster"]
@@ -106,6 +110,15 @@ def _fill(session: Session, clusters: Collection[str], families: dict[str, Metri
             on_their_way[cluster] = min(oldest, on_their_way.get(cluster, oldest))
     for cluster, oldest in on_their_way.items():
         put("broker_submission_oldest_timestamp_seconds", oldest, cluster=cluster)
+
+    stalled = (
+        select(RunRow.cluster, func.count(JobRow.id))
+        .outerjoin(JobRow, and_(JobRow.run_id == RunRow.id, JobRow.stalled_since.is_not(None), _RUNS))
+        .where(RunRow.cluster.in_(clusters), RunRow.phase.in_(_OPEN))
+        .group_by(RunRow.cluster)
+    )
+    for cluster, count in session.execute(stalled):
+        put("broker_jobs_stalled", count, cluster=cluster)
 
     results = (
         select(RunRow.cluster, func.count(), func.min(JobRow.ended_at))

@@ -70,5 +70,7 @@ async def get_streams(request: Request) -> OpenStreams:
 
 
 Streams = Annotated[OpenStreams, Depends(get_streams)]
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 """`responses` of a route that answers so."""

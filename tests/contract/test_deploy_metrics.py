@@ -93,9 +93,13 @@ def test_what_waits_has_its_time_and_what_does_not_wait_has_none(api: Api) -> No
         assert job is not None
         job.storing, job.ended_at = "pending", utcnow() - timedelta(hours=2)
         notify(session, Kind.CLUSTER_UNREACHABLE, None, subject="main", data={})
+        running = session.query(JobRow).filter(JobRow.id != job.id).first()
+        assert running is not None
+        running.state, running.stalled_since = "RUNNING", utcnow()
     after = read(api.call("GET", "/metrics").text)
     assert value(after, "broker_runs_open", cluster="main", phase="preparing") == 2
     assert value(after, "broker_approvals_pending") == 1
+    assert value(after, "broker_jobs_stalled", cluster="main") == 1
     assert value(after, "broker_results_pending", cluster="main") == 1
     stored = value(after, "broker_results_oldest_timestamp_seconds", cluster="main")
     assert stored is not None and stored == pytest.approx(began - 7200, abs=60)
