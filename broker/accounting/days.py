@@ -20,9 +20,8 @@ from typing_extensions import override
 from broker.accounting import packed
 from broker.accounting.definitions import LOST
 from broker.accounting.grouping import Grouped, Label, group, labelled
-from broker.accounting.histograms import Histogram
 from broker.accounting.measures import Measure, Sums
-from broker.accounting.reports import PERIODS, Group, Groups, Scope, Wanted, period_name, rank
+from broker.accounting.reports import PERIODS, Group, Groups, Scope, Wanted, period_name
 
 _OUTCOME: Final = "outcome"
 _WAITS: Final = {
@@ -208,11 +207,14 @@ class Lines(Groups):
         """By their keys; by a figure, the most first, where one is given."""
         if measure is None:
             return Lines(self.wanted, self.grouped)
-        total, one = self.whole(), _Row(self.grouped)
-        figures = []
-        for one.place in range(len(self)):
-            figures.append(rank(measure.compute(one, total)))  # type: ignore[arg-type]
-        return Lines(self.wanted, self.grouped, sorted(range(len(self)), key=figures.__getitem__))
+        if measure.quantile is not None:
+            figures = self.grouped.quantiles(measure.quantile)
+        else:
+            total, one = self.whole(), _Row(self.grouped)
+            values = [measure.compute(one, total) for one.place in range(len(self))]  # type: ignore[arg-type]
+            figures = pa.array(values, pa.float64())
+        order = pc.array_sort_indices(figures, order="descending", null_placement="at_end")
+        return Lines(self.wanted, self.grouped, order.to_pylist())
 
 
 class _Row:
@@ -221,17 +223,10 @@ class _Row:
     def __init__(self, grouped: Grouped) -> None:
         self.place = 0
         self._columns = {name: column.to_pylist() for name, column in grouped.columns.items()}
-        self._keys = grouped.keys.to_pylist() if grouped.counts is not None else []
-        self._histograms = grouped.histograms(self._keys)
 
     def __getitem__(self, name: str) -> float:
         column = self._columns.get(name)
         return (column[self.place] or 0) if column is not None else 0
-
-    @property
-    def histograms(self) -> Mapping[str, Histogram]:
-        """As `Sums.histograms`."""
-        return {"wait": self._histograms[self._keys[self.place]]} if self._keys else {}
 
 
 def label(name: str, value: Label) -> str:

@@ -150,6 +150,7 @@ def _wait(name: str, share: float, title: str, title_ko: str) -> Measure:
         f"자격에서 시작까지(자원 경합)의 {title_ko}. 일별 로그 구간에서 계산, 오차 {ERROR:.1%} 이내",
         _quantile("wait", share),
         histograms=("wait",),
+        quantile=share,
     )
 
 

@@ -50,6 +50,22 @@ class Grouped:
                 found[key][str(bucket)] = jobs
         return found
 
+    def quantiles(self, share: float) -> Any:
+        """The bucket of each key's nearest-rank quantile (`histograms.quantile`); null where it has none."""
+        if self.counts is None:
+            return pa.nulls(len(self.keys), pa.int64())
+        rows = self.counts
+        keys = rows.group_by(_KEY, use_threads=False).aggregate([("jobs", "sum")])
+        whole, at = keys["jobs_sum"], pc.index_in(rows[_KEY], keys[_KEY])
+        before = pc.subtract(pc.cumulative_sum(whole), whole)
+        reached = pc.subtract(pc.cumulative_sum(rows["jobs"]), before.take(at))
+        wanted = pc.max_element_wise(pc.ceil(pc.multiply(whole, share)), 1).take(at)
+        there = pc.and_(
+            pc.greater_equal(reached, wanted), pc.less(pc.subtract(reached, rows["jobs"]), wanted)
+        )
+        found = rows.filter(there)
+        return found[_BUCKET].take(pc.index_in(self.keys, found[_KEY]))
+
     def totals(self) -> dict[str, int]:
         """The sums of all keys."""
         return {name: pc.sum(column).as_py() or 0 for name, column in self.columns.items()}

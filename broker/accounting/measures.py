@@ -38,7 +38,8 @@ class Measure:
     """One figure. `unit`: `jobs`, `h`, `s`, `ratio`, `count`, …, or one of `TEXTS`.
 
     `numbers` and `histograms` are the sums it needs (`days` asks for no others); `covered` counts what has
-    the data, `of` what should, both in `counted`: jobs, or hours that were watched.
+    the data, `of` what should, both in `counted`: jobs, or hours that were watched. `quantile`: of a
+    figure that is one of its histogram, which.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Measure:
     covered: str | None = None
     of: str = "ended"
     counted: str = "jobs"
+    quantile: float | None = None
 
     def coverage(self, sums: Sums) -> tuple[int, int] | None:
         """How much has the data, and how much should have it; None where all has."""
