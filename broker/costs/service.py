@@ -43,6 +43,7 @@ def set_price(session: Session, principal: Principal, wanted: PriceRequest, curr
     _check(book, price_of(row), today)
     session.add(row)
     session.flush()
+    session.refresh(row)  # as it is kept: 1e3 is 1000
     record(session, principal, "price.set", "price", row.id, None, _facts(row))
     return _view(row, book_of(session, currency), today)
 

@@ -276,7 +276,7 @@ def test_what_a_run_may_cost_is_told_before_it_is_asked_for(api: Api) -> None:
     # loader: 1 h of 2 cores and 4 GiB; trainer: 2 h of 1 core, 2 GPUs and 64 GiB (the spec's GB are GiB)
     assert told["hours"] == {"core_hour": 4.0, "gpu_hour": 4.0, "gib_hour": 132.0}
     assert (told["amount"], told["unpriced"]) == ("2106", {})
-    enter(api, price(resource="billing_hour", valid_from="2999-01-01"))
+    enter(api, price(resource="billing_hour", valid_from=f"{today()}"))
     assert api.call("POST", path, "ann", json={}).json()["estimate"]["amount"] is None
 
 
@@ -293,7 +293,9 @@ def price(**changes: Any) -> dict[str, Any]:
 
 def test_a_price_is_kept_digit_by_digit_and_leaves_a_trace(api: Api) -> None:
     (made,) = enter(api, price(amount="123456789012.345678", partition="gpu"))
-    (shown,) = api.call("GET", "/prices", "ann").json()["items"]
+    answer = api.call("POST", "/prices", "root", json=price(amount="1e3", valid_from="2999-01-01"))
+    assert answer.json()["amount"] == "1000"
+    _, shown = api.call("GET", "/prices", "ann").json()["items"]
     assert (shown["amount"], shown["currency"], shown["state"]) == ("123456789012.345678", "KRW", "future")
     with api.ctx.db.read() as session:
         (row,) = session.scalars(select(AuditRow).where(AuditRow.object_id == made))
