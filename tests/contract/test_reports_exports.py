@@ -30,6 +30,7 @@ from broker.objects import EmbeddedObjectStore, ObjectStore
 from broker.settings import ReportExportSettings, ReportSettings
 from tests.accounting import at, job, keep
 from tests.api_support import NOBODY, Api, context
+from tests.postgres import fresh_database
 from tests.serving import served
 
 NOVEMBER = datetime(2026, 11, 1, 7, tzinfo=UTC)
@@ -84,8 +85,12 @@ def place(request: pytest.FixtureRequest, server: EmbeddedObjectStore, tmp_path:
     objects = ObjectStore(replace(server.start().config("models"), max_attempts=2))
     objects.ensure_bucket()
     prefix = f"reports/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
-    settings = {"exports": {"monthly": BOTH}, "prefix": prefix} | getattr(request, "param", {})
-    with context(tmp_path / "data", objects=objects, reports=ReportSettings(**settings)) as ctx:
+    given: dict[str, Any] = dict(getattr(request, "param", {}))
+    url = None
+    if given.pop("postgres", False):
+        url = fresh_database(request.getfixturevalue("postgres_url"), "exports")
+    settings = {"exports": {"monthly": BOTH}, "prefix": prefix} | given
+    with context(tmp_path / "data", url, objects=objects, reports=ReportSettings(**settings)) as ctx:
         api = Api(ctx)
         api.add("root", Role.ADMIN)
         api.add("boss", Role.TENANT_ADMIN, "team-a")
@@ -136,6 +141,7 @@ def test_repeating_it_sends_nothing(place: Place) -> None:
     assert [row.version for row in place.rows()] == [1]
 
 
+@pytest.mark.parametrize("place", [{}, {"postgres": True}], indirect=True, ids=["sqlite", "postgres"])
 def test_figures_that_came_late_are_a_new_version_beside_the_old_one(place: Place) -> None:
     place.tick()
     place.add(3, user="eve", tenant="team-b")
