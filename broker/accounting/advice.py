@@ -158,29 +158,36 @@ def rounded(amount: float, steps: Iterable[tuple[float, int]]) -> int:
 
 
 def _memory(asked: Asked, attempts: Sequence[Attempt], sample_s: int) -> Finding:
-    """The largest peak of any job, however it ended, and half more than what was too little."""
+    """The largest peak of any job, however it ended, and half more than what was too little.
+
+    For more, only peaks of jobs that succeeded count: that of another may have been counted twice.
+    """
     fair = [one for one in attempts if one.asked.gpu_count >= asked.gpu_count]
     known = [one for one in fair if one.peak_mib is not None]
     peak = max((one.peak_mib or 0 for one in known), default=0)
+    worked = max((one.peak_mib or 0 for one in known if one.succeeded), default=0)
     killed = max((one.asked.memory_mib for one in fair if one.state == "OUT_OF_MEMORY"), default=0)
-    need = _whole_memory(max(peak * MEMORY_MARGIN, killed * KILLED_MARGIN), asked.nodes)
     found = _Found("memory", asked.memory_mib, fair, known)
     numbers = {"peak_mib": peak, "asked_mib": asked.memory_mib}
-    if killed and need > asked.memory_mib:
+    more = _whole_memory(max(worked * MEMORY_MARGIN, killed * KILLED_MARGIN), asked.nodes)
+    if killed and _whole_memory(killed * KILLED_MARGIN, asked.nodes) > asked.memory_mib:
         ended = sum(one.state == "OUT_OF_MEMORY" for one in fair)
-        more = {"killed_mib": killed, "killed": ended, "asked_mib": asked.memory_mib}
-        return found.more(Rule.MEMORY_KILLED, need, more)
+        because = {"killed_mib": killed, "killed": ended, "asked_mib": asked.memory_mib}
+        return found.more(Rule.MEMORY_KILLED, more, because, "high")
     close = any(  # a peak above what the job had is counted twice (shared pages), or nothing limits memory
         CLOSE * asked.memory_mib <= (one.peak_mib or 0) <= one.asked.memory_mib
         for one in known
         if one.succeeded
     )
-    if close and need > asked.memory_mib:
-        return found.more(Rule.MEMORY_CLOSE, need, numbers)
+    if close and more > asked.memory_mib:
+        return found.more(Rule.MEMORY_CLOSE, more, numbers | {"peak_mib": worked})
     if rule := found.silence(sample_s):
         return found.nothing(rule)
+    need = _whole_memory(max(peak * MEMORY_MARGIN, killed * KILLED_MARGIN), asked.nodes)
     if need > WORTH * asked.memory_mib:
         return found.nothing(Rule.FITS, numbers)
+    if killed * KILLED_MARGIN > peak * MEMORY_MARGIN:
+        numbers["killed_mib"] = killed
     saved = sum(one.elapsed_s for one in fair) / 3600 * (asked.memory_mib - need) / 1024
     return found.less(Rule.MEMORY_LOWER, need, numbers, saved)
 
@@ -199,7 +206,7 @@ def _time(asked: Asked, attempts: Sequence[Attempt], *, slower: bool) -> Finding
     runs: dict[str, list[Attempt]] = {}
     for one in fair:
         runs.setdefault(one.run_id, []).append(one)
-    done = [parts for parts in runs.values() if parts[-1].succeeded]
+    done = [parts for parts in map(_until_success, runs.values()) if parts]
     longest = max((_total(parts) for parts in done), default=0)
     ended = max((one.asked.limit_s for one in fair if one.state == "TIMEOUT"), default=0)
     plain = [parts for parts in done if (len(parts) == 1 and parts[0].starts == 1) or _timed_out(parts)]
@@ -207,9 +214,10 @@ def _time(asked: Asked, attempts: Sequence[Attempt], *, slower: bool) -> Finding
     found = _Found("time", asked.limit_s, fair, [one for parts in done for one in parts])
     numbers = {"longest_s": longest, "asked_s": asked.limit_s}
     more = _whole_time(max(took * TIME_MARGIN, ended * KILLED_MARGIN))
-    if ended and more > asked.limit_s:
+    if ended and _whole_time(ended * KILLED_MARGIN) > asked.limit_s:
         count = sum(one.state == "TIMEOUT" for one in fair)
-        return found.more(Rule.TIME_OUT, more, {"ended_s": ended, "ended": count, "asked_s": asked.limit_s})
+        because = {"ended_s": ended, "ended": count, "asked_s": asked.limit_s}
+        return found.more(Rule.TIME_OUT, more, because, "high")
     if took >= CLOSE * asked.limit_s and more > asked.limit_s:
         return found.more(Rule.TIME_CLOSE, more, numbers | {"longest_s": took})
     if rule := found.silence(0):
@@ -217,12 +225,20 @@ def _time(asked: Asked, attempts: Sequence[Attempt], *, slower: bool) -> Finding
     need = _whole_time(max(longest * TIME_MARGIN, ended * KILLED_MARGIN))
     if need > WORTH * asked.limit_s:
         return found.nothing(Rule.FITS, numbers)
+    if ended * KILLED_MARGIN > longest * TIME_MARGIN:
+        numbers["ended_s"] = ended
     return found.nothing(Rule.TIME_WAITS, numbers) if slower else found.less(Rule.TIME_LOWER, need, numbers)
 
 
 def _as_fast(one: Asked, other: Asked) -> bool:
     """Whether two jobs of the same work should take the same time."""
     return (one.gpu_count, one.gpu_type, one.cpus) == (other.gpu_count, other.gpu_type, other.cpus)
+
+
+def _until_success(parts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """What it took to succeed: nothing where it never did. Later ones are the run once more."""
+    last = max((at for at, one in enumerate(parts, 1) if one.succeeded), default=0)
+    return parts[:last]
 
 
 def _total(parts: Sequence[Attempt]) -> int:
@@ -306,18 +322,22 @@ class _Found:
     def nothing(self, rule: Rule, because: Mapping[str, float] | None = None) -> Finding:
         return self._finding(rule, None, because or {}, None, None)
 
-    def more(self, rule: Rule, need: int, because: Mapping[str, float]) -> Finding:
-        """What a job was ended for the want of is certain."""
-        return self._finding(rule, need, because, None, "high")
+    def more(
+        self, rule: Rule, need: int, because: Mapping[str, float], sure: Confidence | None = None
+    ) -> Finding:
+        """What a job was ended for the want of is certain (`sure`)."""
+        return self._finding(rule, need, because, None, sure or self._sure())
 
     def less(
         self, rule: Rule, need: int, because: Mapping[str, float], saves: float | None = None
     ) -> Finding:
+        return self._finding(rule, need, because, saves, self._sure())
+
+    def _sure(self) -> Confidence:
         jobs, known = len(self.fair), len(self.known)
-        sure: Confidence = "low"
-        if known >= 3 and known >= 0.5 * jobs:
-            sure = "high" if known >= 10 and known >= 0.8 * jobs else "medium"
-        return self._finding(rule, need, because, saves, sure)
+        if known < 3 or known < 0.5 * jobs:
+            return "low"
+        return "high" if known >= 10 and known >= 0.8 * jobs else "medium"
 
     def _finding(
         self,

@@ -27,9 +27,10 @@ def options_for(row: AccountingJobRow, sample_s: int = SAMPLE_S) -> str:
         peak_mib=peak_of(row.mem_in_tot_mib, row.max_rss_mib, row.nodes),
         gpu_util=None if row.gpu_util is None else min(1.0, row.gpu_util / 100),
     )
+    kind = "" if row.gpu_type == "mixed" else row.gpu_type  # how busy these were says nothing of other types
     limited = {"memory": row.mem_mib > 0, "time": row.timelimit_s is not None, "gpu_count": True}
     return " ".join(
-        for_sbatch(one.resource, one.suggested, asked.nodes)
+        for_sbatch(one.resource, one.suggested, asked.nodes, kind)
         for one in advise(asked, [attempt], sample_s)
         if one.suggested is not None and limited.get(one.resource)
     )

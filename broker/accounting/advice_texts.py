@@ -30,9 +30,9 @@ TEXTS: Final[Mapping[Rule, tuple[str, str]]] = {
     ),
     Rule.MEMORY_KILLED: (
         "{killed} of {jobs} jobs ran out of memory, with up to {killed_mib}: "
-        f"ask for {KILLED_MARGIN:g} times as much.",
+        f"ask for at least {KILLED_MARGIN:g} times as much.",
         "작업 {jobs}개 중 {killed}개가 메모리 부족으로 끝났습니다(최대 {killed_mib}). "
-        f"그 {KILLED_MARGIN:g}배를 요청하세요.",
+        f"그 {KILLED_MARGIN:g}배 이상을 요청하세요.",
     ),
     Rule.MEMORY_CLOSE: (
         "A job that succeeded had a peak of {peak_mib}, and {asked_mib} is asked for: the next may run out.",
@@ -46,9 +46,9 @@ TEXTS: Final[Mapping[Rule, tuple[str, str]]] = {
     ),
     Rule.TIME_OUT: (
         "{ended} of {jobs} jobs reached their time limit, of up to {ended_s}: "
-        f"ask for {KILLED_MARGIN:g} times as much.",
+        f"ask for at least {KILLED_MARGIN:g} times as much.",
         "작업 {jobs}개 중 {ended}개가 제한 시간(최대 {ended_s})에 걸렸습니다. "
-        f"그 {KILLED_MARGIN:g}배를 요청하세요.",
+        f"그 {KILLED_MARGIN:g}배 이상을 요청하세요.",
     ),
     Rule.TIME_CLOSE: (
         "A run that succeeded took {longest_s}, and {asked_s} is asked for: the next may reach its limit.",
@@ -100,12 +100,27 @@ TEXTS: Final[Mapping[Rule, tuple[str, str]]] = {
     ),
 }
 
+ALSO: Final[Mapping[tuple[Rule, str], tuple[str, str]]] = {
+    (Rule.MEMORY_LOWER, "killed_mib"): (
+        f" But a job ran out of {{killed_mib}}, and {KILLED_MARGIN:g} times that is more.",
+        f" 다만 메모리 부족으로 끝난 작업이 있어 그 {{killed_mib}}의 {KILLED_MARGIN:g}배를 권합니다.",
+    ),
+    (Rule.TIME_LOWER, "ended_s"): (
+        f" But a job reached a limit of {{ended_s}}, and {KILLED_MARGIN:g} times that is more.",
+        f" 다만 제한 시간에 걸린 작업이 있어 그 {{ended_s}}의 {KILLED_MARGIN:g}배를 권합니다.",
+    ),
+}
+"""What is added where another number than the rule's own decides."""
+
 
 def sentence(finding: Finding) -> tuple[str, str]:
     """What a finding says, in English and Korean."""
     words = {name: said(name, value) for name, value in finding.because.items()}
     words |= {"jobs": str(finding.jobs), "measured": str(finding.measured)}
     en, ko = TEXTS[finding.rule]
+    for name in finding.because:
+        more = ALSO.get((finding.rule, name), ("", ""))
+        en, ko = en + more[0], ko + more[1]
     return en.format(**words), ko.format(**words)
 
 
@@ -116,10 +131,19 @@ def said(name: str, value: float) -> str:
     ('1.5 GiB', '5s', '12 %', '0.5')
     """
     if name.endswith("_mib"):
-        return f"{value / 1024:.4g} GiB" if value >= 1024 else f"{value:.0f} MiB"
+        return f"{short(value / 1024)} GiB" if value >= 1024 else f"{value:.0f} MiB"
     if name.endswith("_s"):
         return span(round(value))
     return f"{value:.0%}".replace("%", " %") if name.endswith("_share") else f"{round(value, 1):g}"
+
+
+def short(amount: float) -> str:
+    """An amount in four digits, or whole; never with an exponent.
+
+    >>> short(8.78906), short(0.5), short(10_240.3)
+    ('8.789', '0.5', '10,240')
+    """
+    return f"{amount:,.0f}" if amount >= 1000 else f"{amount:.4g}"
 
 
 def span(seconds: int) -> str:
@@ -140,15 +164,15 @@ def in_spec(resource: Resource, amount: int) -> str | int:
     return span(amount) if resource == "time" else amount
 
 
-def for_sbatch(resource: Resource, amount: int, nodes: int) -> str:
-    """The option of sbatch(1) that asks for it; its numbers are per node.
+def for_sbatch(resource: Resource, amount: int, nodes: int, gpu_type: str = "") -> str:
+    """The option of sbatch(1) that asks for it; its numbers are per node. `gpu_type`: Slurm's own name.
 
-    >>> for_sbatch("memory", 4096, 2), for_sbatch("time", 600, 1), for_sbatch("gpu_count", 4, 2)
-    ('--mem=2048M', '--time=0-00:10:00', '--gres=gpu:2')
+    >>> for_sbatch("memory", 4096, 2), for_sbatch("time", 600, 1), for_sbatch("gpu_count", 4, 2, "a100")
+    ('--mem=2048M', '--time=0-00:10:00', '--gres=gpu:a100:2')
     """
     each = amount // nodes
     if resource == "gpu_count":
-        return f"--gres=gpu:{each}" if amount else "--gres=none"
+        return f"--gres=gpu:{f'{gpu_type}:' if gpu_type else ''}{each}" if amount else "--gres=none"
     if resource == "time":
         return f"--time={format_time(amount)}"
     return f"--mem={each}M" if resource == "memory" else f"--cpus-per-task={each}"

@@ -12,7 +12,7 @@ from rich.text import Text
 from broker.cli.client import Api
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table
-from broker.errors import BrokerError, InvalidRequest
+from broker.errors import BrokerError, Conflict, InvalidRequest
 
 Language = Literal["en", "ko"]
 _RESOURCES: Final = ("memory", "time", "gpu_count", "cpus")
@@ -58,8 +58,11 @@ def advice(
     with api(ctx) as client:
         path = f"/pipelines/{pipeline}/advice" if pipeline else f"/runs/{run}/advice"
         found = client.get(path, runs=runs)
+        wanted.check(found)
         if apply:
             chosen = [_choice(one, finding) for one, finding in _advised(found, wanted)]
+            if not chosen:
+                raise Conflict(f"Nothing is advised{' of that' * wanted.narrow}: there is nothing to apply")
             body = {"version": found["version"], "choose": chosen, "runs": runs}
             applied = client.post(path, body)
             emit(applied, lambda: _applied(applied), as_json=as_json)
@@ -102,6 +105,17 @@ class _Wanted:
         self, components: Iterable[str] | None = None, resources: Iterable[str] | None = None
     ) -> None:
         self._components, self._resources = set(components or ()), set(resources or ())
+
+    @property
+    def narrow(self) -> bool:
+        """Whether not everything is asked about."""
+        return bool(self._components or self._resources)
+
+    def check(self, found: dict[str, Any]) -> None:
+        """Refuse a component that is not there: nothing would be said of it."""
+        known = [one["component"] for one in found["components"]]
+        if unknown := sorted(self._components.difference(known)):
+            raise InvalidRequest(f"--component {unknown[0]}: there are {', '.join(known)}")
 
     def __call__(self, component: dict[str, Any], finding: dict[str, Any]) -> bool:
         return (not self._components or component["component"] in self._components) and (
@@ -175,7 +189,11 @@ def _section(
 
 
 def _saving(saves: dict[str, Any] | None) -> str:
-    return f"{saves['amount']:,.4g} {saves['unit']}" if saves else ""
+    """What would have been left to others, never with an exponent."""
+    if not saves:
+        return ""
+    amount = saves["amount"]
+    return f"{amount:{',.0f' if amount >= 1000 else '.4g'}} {saves['unit']}"
 
 
 def _overridden(finding: dict[str, Any]) -> str:

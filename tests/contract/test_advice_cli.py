@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.advice_support import USED, ended, requested
 
 from broker.cli import main
+from broker.cli.advice import _saving
 from broker.identity import Role
+from tests.advice_support import USED, ended, requested
 from tests.api_support import SPEC, Api, context
 from tests.serving import served
 
@@ -76,6 +77,21 @@ def test_advice_of_a_pipeline_is_applied_as_a_new_version_as_far_as_it_was_chose
     }
     assert "Nothing to change" in call("advice", "--pipeline", "digits")
     assert "nothing to apply" in call("advice", "--pipeline", "digits", "--apply", status=75)
+
+
+def test_a_component_that_is_not_there_is_refused_and_not_taken_for_fine(api: Api, call: Call) -> None:
+    run = ended(api, requested(api, document=SPEC))
+    for words in ((run,), ("--pipeline", "digits"), ("--pipeline", "digits", "--apply")):
+        assert "--component trianer: there are loader, trainer" in call(
+            "advice", *words, "-c", "trianer", status=2
+        )
+    only = ("--pipeline", "digits", "--apply", "-r", "cpus")
+    assert "Nothing is advised of that: there is nothing to apply" in call("advice", *only, status=75)
+
+
+def test_what_was_left_unused_is_a_plain_number() -> None:
+    assert _saving({"amount": 25_440.5, "unit": "GiB h"}) == "25,440 GiB h"
+    assert (_saving({"amount": 26.5, "unit": "GPU h"}), _saving(None)) == ("26.5 GPU h", "")
 
 
 def test_a_run_that_has_ended_is_shown_with_its_advice_in_one_line(api: Api, call: Call) -> None:

@@ -197,6 +197,38 @@ def test_a_job_killed_for_memory_asks_for_more_than_it_had_and_not_for_more_than
     assert told(found("memory", *doubled, WELL)) == (Rule.MEMORY_LOWER, 24 << 10)
 
 
+def test_what_was_too_little_long_ago_is_no_reason_for_more_than_what_has_worked() -> None:
+    small = replace(LARGE, memory_mib=4 << 10, time_s=600)
+    killed = replace(WELL, run_id="run-0", state="OUT_OF_MEMORY", asked=small, peak_mib=None)
+    assert found("memory", killed, replace(WELL, peak_mib=60 << 10)).rule == Rule.FITS
+    busy = replace(WELL, gpu_util=0.9, cpu_s=None, elapsed_s=6600)
+    ended = replace(busy, run_id="run-0", state="TIMEOUT", asked=small, elapsed_s=605)
+    assert found("time", ended, busy).rule == Rule.FITS, "6600 s of 7200 s are not close"
+
+
+def test_the_peak_of_a_job_that_did_not_succeed_is_never_a_reason_for_more() -> None:
+    killed = replace(WELL, state="OUT_OF_MEMORY", peak_mib=128 << 10)
+    assert told(found("memory", killed)) == (Rule.MEMORY_KILLED, 96 << 10), "shared pages count twice"
+    tight, crashed = replace(WELL, peak_mib=62 << 10), replace(WELL, state="FAILED", peak_mib=128 << 10)
+    one = found("memory", tight, crashed)
+    assert told(one) == (Rule.MEMORY_CLOSE, 75 << 10)
+    assert "A job that succeeded had a peak of 62 GiB" in sentence(one)[0]
+
+
+def test_what_was_too_little_is_told_where_it_and_not_the_use_decides() -> None:
+    small = replace(LARGE, memory_mib=16 << 10, time_s=3600)
+    busy = replace(WELL, gpu_util=0.9, cpu_s=None)
+    killed = replace(busy, run_id="run-0", state="OUT_OF_MEMORY", asked=small)
+    one = found("memory", killed, WELL)
+    assert told(one) == (Rule.MEMORY_LOWER, 24 << 10)
+    assert "a job ran out of 16 GiB, and 1.5 times that" in sentence(one)[0] and "16 GiB" in sentence(one)[1]
+    ended = replace(busy, run_id="run-0", state="TIMEOUT", asked=small, elapsed_s=3605)
+    one = found("time", ended, busy)
+    assert told(one) == (Rule.TIME_LOWER, 5400)
+    assert "a limit of 1h, and 1.5 times" in sentence(one)[0] and "1h" in sentence(one)[1]
+    assert "But" not in sentence(found("memory", WELL))[0] + sentence(found("time", busy))[0]
+
+
 def test_a_job_that_succeeded_at_the_limit_was_lucky() -> None:
     tight = replace(WELL, peak_mib=62 << 10, elapsed_s=7000)
     assert told(found("memory", tight)) == (Rule.MEMORY_CLOSE, 75 << 10)
@@ -216,6 +248,13 @@ def test_time_is_what_all_attempts_of_a_run_took_together() -> None:
     assert told(found("time", lost, busy)) == (Rule.TIME_LOWER, 4500), "it may have gone on from a checkpoint"
     twice = replace(busy, elapsed_s=9000, starts=2)
     assert found("time", twice).rule == Rule.FITS, "a node's death is no reason to ask for more"
+
+
+def test_a_success_counts_though_its_run_was_tried_once_more_and_failed() -> None:
+    busy = replace(WELL, run_id="run-0", gpu_util=0.9, cpu_s=None)
+    long, crashed = replace(busy, elapsed_s=4000), replace(busy, state="FAILED", elapsed_s=5)
+    assert told(found("time", long, crashed)) == (Rule.TIME_LOWER, 5100)
+    assert told(found("time", long, crashed, replace(busy, run_id="run-1"))) == (Rule.TIME_LOWER, 5100)
 
 
 def test_a_time_limit_that_was_reached_asks_for_more_until_longer_ones_have_worked() -> None:
@@ -277,6 +316,9 @@ def test_confidence_grows_with_jobs_and_falls_with_those_that_nobody_measured() 
         for many in ([WELL] * 2, [WELL] * 3, [WELL] * 10, [WELL] * 10 + [unknown] * 5, [WELL] + [unknown] * 9)
     ]
     assert sure == ["low", "medium", "high", "medium", "low"]
+    tight = replace(WELL, peak_mib=62 << 10)
+    assert [found("memory", *[tight] * count).confidence for count in (1, 3, 10)] == ["low", "medium", "high"]
+    assert found("memory", replace(tight, state="OUT_OF_MEMORY")).confidence == "high", "that is certain"
 
 
 # ---- texts ------------------------------------------------------------------------------------------
@@ -312,6 +354,12 @@ def test_every_rule_is_told_in_both_languages_and_documented(rule: Rule) -> None
     assert f"| `{rule}` |" in PAGE.read_text(encoding="utf-8")
 
 
+def test_no_amount_is_told_with_an_exponent() -> None:
+    many = replace(LARGE, memory_mib=64 << 20, nodes=64)
+    one = found("memory", replace(WELL, asked=many, peak_mib=20 << 20), asked=many)
+    assert "20,480 GiB of 65,536 GiB" in sentence(one)[0]
+
+
 # ---- jobs that are no run's -------------------------------------------------------------------------
 
 
@@ -324,6 +372,9 @@ def test_any_job_of_the_cluster_gets_the_options_that_follow_from_it() -> None:
     assert options(max_rss_mib=500, mem_in_tot_mib=600, nodes=4) == "--mem=640M --time=0-01:15:00"
     both = {"gpu_count": 2, "gpu_util": 0.0, "mem_in_tot_mib": 7000, "timelimit_s": 4000}
     assert options(**both) == "--gres=none"
+    few = both | {"gpu_count": 8, "gpu_util": 10.0}
+    assert options(**few, gpu_type="a100", nodes=2) == "--gres=gpu:a100:1"
+    assert options(**few, gpu_type="mixed") == options(**few) == "--gres=gpu:1"
     assert options(state="OUT_OF_MEMORY", cpu_partial=True, timelimit_s=None) == "--mem=12288M"
     assert options(state="TIMEOUT", max_rss_mib=None, mem_in_tot_mib=None) == "--time=0-03:00:00"
 
