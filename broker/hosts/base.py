@@ -185,7 +185,7 @@ def logged(host: str, argv: Sequence[str], *, readonly: bool) -> Iterator[Callab
     finally:
         took = round((time.perf_counter() - began) * 1000, 1)
         (log.debug if readonly else log.info)(
-            "remote_command", host=host, program=program(argv), ms=took, **said
+            "remote_command", host=host, program=program(argv) if argv else "", ms=took, **said
         )
 
 
