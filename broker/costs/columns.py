@@ -46,7 +46,7 @@ def items_of(
     """
     counted, parts = book.counted(), book.parts()
     codes, combinations = _combinations(table, (*parts, OUTCOME, SPAN))
-    classes: dict[tuple[Priced, ...], int] = {}
+    classes: dict[tuple[Priced | None, ...], int] = {}
     of_combination = []
     for values in combinations:
         found = dict(zip((*parts, OUTCOME, SPAN), values, strict=True))
@@ -75,13 +75,18 @@ def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tupl
 
 def _priced(
     book: PriceBook, resource: Resource, place: Place, day: date, what: Fate, *, places: bool
-) -> Priced:
+) -> Priced | None:
+    """None: on that day it is not to be paid for."""
+    if resource not in book.counted(day):
+        return None
     at = where(resource, place)
     price = book.holding(resource, at, day)
     return Priced(what, price.place if price else at if places else Place(), price)
 
 
-def _items(made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[Priced]]) -> list[Item]:
+def _items(
+    made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[Priced | None]]
+) -> list[Item]:
     """Per resource, what is priced the same in one line added up."""
     order: Sequence[Any] = made.labels[-1]
     lines = pc.divide(made.keys, max(len(order), 1))
@@ -96,13 +101,13 @@ def _items(made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[
         added = group(pa.table(columns), (_LINE, _CLASS), ["sum"])
         for key, amount in zip(added.keys.to_pylist(), added.columns["sum"].to_pylist(), strict=True):
             line, at = (int(label) for label in added.labels_of(key))
-            if not amount:
+            one = distinct[at]
+            if not amount or one is None:
                 continue
             if line not in texts:
                 labels = made.labels_of(line * len(order))
                 texts[line] = tuple(
                     days.label(name, label) for name, label in zip(by, labels[:-1], strict=True)
                 )
-            one = distinct[at]
             items.append(Item(texts[line], one.fate, resource, one.place, one.price, amount))
     return items

@@ -12,7 +12,7 @@ what has the price 0.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -90,6 +90,7 @@ class PriceBook:
             resource: [form for form in _FORMS if (resource, form) in named] for resource in Resource
         }
         self._found: dict[tuple[Resource, Place, date], Price | None] = {}
+        self._counted: dict[date, tuple[Resource, ...]] = {}
 
     def holding(self, resource: Resource, place: Place, day: date) -> Price | None:
         """The price that holds for use at a place on a day; None: it has no price."""
@@ -123,12 +124,22 @@ class PriceBook:
         forms = [_names(place) for _, place in self._lines]
         return tuple(name for at, name in enumerate(Place._fields) if any(form[at] for form in forms))
 
-    def counted(self) -> tuple[Resource, ...]:
+    def counted(self, day: date | None = None) -> tuple[Resource, ...]:
         """The resources that are to be paid for: Slurm's billing units, what was allocated, or both.
 
-        Whoever has prices for one of these ways has none for the other on purpose.
+        Whoever has prices for one of these ways has none for the other on purpose. On a `day` only those that
+        hold then say so, if any does: who goes from one way to the other counts each in its time.
         """
         priced = {resource for resource, _ in self._lines}
+        if day is None:
+            return self._of_ways(priced)
+        if day not in self._counted:
+            held = {resource for resource, place in self._lines if self.holding(resource, place, day)}
+            self._counted[day] = self._of_ways(held or priced)
+        return self._counted[day]
+
+    @staticmethod
+    def _of_ways(priced: Set[Resource]) -> tuple[Resource, ...]:
         allocated = bool(priced - {Resource.BILLING}) or not priced
         return tuple(one for one in Resource if (one in priced if one is Resource.BILLING else allocated))
 
@@ -244,10 +255,9 @@ def where(resource: Resource, place: Place) -> Place:
 
 def itemized(book: PriceBook, uses: Iterable[Use]) -> list[Item]:
     """Every use priced, and what has the same price in the same line added up; in the order of the lines."""
-    counted = book.counted()
     found: dict[tuple[tuple[str, ...], Fate, Resource, Place, Price | None], int] = {}
     for use in uses:
-        for resource in counted:
+        for resource in book.counted(use.day):
             if amount := use.sums.get(resource, 0):
                 at = where(resource, use.place)
                 price = book.holding(resource, at, use.day)

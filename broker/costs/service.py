@@ -53,9 +53,9 @@ def _check(book: PriceBook, price: Price, today: date) -> None:
         detail = f"A price of {price.resource} has no GPU type: leave it out, or name gpu_hour"
         raise InvalidRequest(detail, problems=[Problem("/gpu_type", "price_without_gpu", detail)])
     if same := book.same(price):
+        first = ", or withdraw that one first" if same.valid_from > today else ""
         raise Conflict(
-            f"From {price.valid_from} on {_told(same)} holds there ({same.id}): name another day, or "
-            "withdraw that one first"
+            f"From {price.valid_from} on {_told(same)} holds there ({same.id}): name another day{first}"
         )
     if price.amount is None and book.ended(price) is None:
         detail = f"There is no price of that place to end on {price.valid_from}: name an amount"

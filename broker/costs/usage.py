@@ -86,7 +86,7 @@ def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -
     between = [and_(table.start_at >= begin, table.counted_to <= end) for begin, end in pairwise(bounds)]
     span = case(*((condition, at) for at, condition in enumerate(between)), else_=-1).label(SPAN)
     whole = table.counted_to - table.start_at
-    ran = case((and_(table.end_at.is_not(None), table.elapsed_s < whole), table.elapsed_s), else_=whole)
+    ran = case((table.elapsed_s < whole, table.elapsed_s), else_=whole)  # as `buckets.spread` has it
     sums = {one: func.sum(ran * getattr(table, _HAD[one])).label(one) for one in book.counted()}
     classes = [*(getattr(table, part) for part in book.parts()), table.state]
     query = select(*keys, *classes, span, *sums.values()).where(*conditions, or_(*between))

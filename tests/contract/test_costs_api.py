@@ -228,6 +228,17 @@ def test_filters_narrow_costs_by_day_and_by_run(api: Api) -> None:
         assert told == {key: str(round(amount)) for key, amount in paid.items()} and told
 
 
+def test_time_that_a_job_was_suspended_costs_nothing_by_run_as_by_day(api: Api) -> None:
+    enter(api, PRICES[2])
+    with api.ctx.db.write() as session:  # seen two hours after the start, of which it stood still for one
+        still: dict[str, Any] = {"end_at": None, "elapsed_s": 3600, "state": "RUNNING", "cpus": 2}
+        for number, run_id, begun in ((901, "run-8", "2026-10-02T03:00"), (902, "run-9", "2026-10-02T23:00")):
+            keep(session, job(number, at(begun), run_s=7200, user="kim", run_id=run_id, **still))
+    lines = costs(api, by="run", user="kim")["lines"]
+    assert {line["key"]["run"]: line["amount"] for line in lines} == {"run-8": "20", "run-9": "20"}
+    assert costs(api, by="user", user="kim")["total"]["amount"] == "40"
+
+
 def test_a_run_costs_what_all_its_attempts_do(api: Api) -> None:
     made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
     run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
@@ -351,7 +362,11 @@ def test_two_prices_for_one_place_from_one_day_are_refused(api: Api) -> None:
     enter(api, price())
     answer = api.call("POST", "/prices", "root", json=price(amount="9"))
     assert (answer.status_code, "holds there" in answer.json()["detail"]) == (409, True)
-    assert len(api.call("GET", "/prices", "root").json()["items"]) == 1
+    assert "or withdraw that one first" in answer.json()["detail"]
+    enter(api, price(valid_from=f"{today()}"))
+    late = api.call("POST", "/prices", "root", json=price(valid_from=f"{today()}", amount="9"))
+    assert late.status_code == 409 and late.json()["detail"].endswith("name another day"), "it holds already"
+    assert len(api.call("GET", "/prices", "root").json()["items"]) == 2
 
 
 def test_what_is_wrong_with_a_price_is_named(api: Api) -> None:

@@ -270,6 +270,22 @@ def test_slurms_billing_and_what_was_allocated_are_counted_where_prices_say_so()
     assert both.counted() == tuple(Resource)
 
 
+def test_who_goes_from_billing_units_to_cores_has_each_counted_in_its_time() -> None:
+    billed, ended = (price(n, a, day=d, resource="billing_hour") for n, a, d in ((1, "2", 0), (2, None, 9)))
+    book = PriceBook([billed, ended, price(3, "5", day=9)])
+    allocated = (Resource.CORE, Resource.GPU, Resource.MEMORY)
+    told = [book.counted(FIRST + timedelta(day)) for day in (-1, 0, 8, 9)]
+    assert told == [tuple(Resource), (Resource.BILLING,), (Resource.BILLING,), allocated]
+    where = Place("main", "gpu", "training", "")
+    sums = {Resource.CORE: 3600, Resource.BILLING: 7200}
+    items = itemized(book, [Use((), where, FIRST + timedelta(day), Fate.OWN, sums) for day in (3, 10)])
+    assert [(item.resource, item.cost) for item in items] == [(Resource.CORE, 5), (Resource.BILLING, 4)]
+    none = {"gpu_s": 0, "mem_mib_s": 0, "outcome": "COMPLETED"}
+    rows = [{"core_s": 3600, "billing_s": 7200, SPAN: span} | none for span in (0, 1)]
+    columns = items_of(pa.Table.from_pylist(rows), (), book, (), [FIRST, FIRST + timedelta(9)])
+    assert sorted(columns, key=in_order) == items
+
+
 @settings(deadline=None)
 @given(books(), books(), daily, st.integers(0, DAYS))
 def test_a_price_that_is_let_in_changes_nothing_that_was_charged(
