@@ -15,6 +15,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from broker.db import Base, JsonType, UTCDateTime
 
 
+_ONE_TREE = {"sqlite_with_rowid": False}
+"""Of a table that is most of all key: SQLite keeps the rows in the key's order, and the key once."""
+
+
 class AccountingJobRow(Base):
     """One attempt of one job. A requeue submits anew, and ids are recycled: the submit time is in the key.
 
@@ -129,7 +133,7 @@ class AccountingDayRow(Base):
     gpu_used_s: Mapped[int] = mapped_column(BigInteger)
     gpu_alloc_s: Mapped[int] = mapped_column(BigInteger)
 
-    __table_args__ = (Index("ix_accounting_days_day", "day"),)
+    __table_args__ = _ONE_TREE
 
 
 class AccountingWaitRow(Base):
@@ -156,7 +160,7 @@ class AccountingWaitRow(Base):
     jobs: Mapped[int] = mapped_column(BigInteger)
     wait_s: Mapped[int] = mapped_column(BigInteger)
 
-    __table_args__ = (Index("ix_accounting_waits_day", "day"),)
+    __table_args__ = _ONE_TREE
 
 
 class AccountingPackedRow(Base):

@@ -76,10 +76,8 @@ def upgrade() -> None:
             "outcome",
             name=op.f("pk_accounting_days"),
         ),
+        sqlite_with_rowid=False,
     )
-    with op.batch_alter_table("accounting_days", schema=None) as batch_op:
-        batch_op.create_index("ix_accounting_days_day", ["day"], unique=False)
-
     op.create_table(
         "accounting_events",
         sa.Column("cluster", sa.String(length=64), nullable=False),
@@ -225,10 +223,8 @@ def upgrade() -> None:
             "bucket",
             name=op.f("pk_accounting_waits"),
         ),
+        sqlite_with_rowid=False,
     )
-    with op.batch_alter_table("accounting_waits", schema=None) as batch_op:
-        batch_op.create_index("ix_accounting_waits_day", ["day"], unique=False)
-
     op.create_table(
         "prices",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -407,9 +403,6 @@ def downgrade() -> None:
         )
 
     op.drop_table("prices")
-    with op.batch_alter_table("accounting_waits", schema=None) as batch_op:
-        batch_op.drop_index("ix_accounting_waits_day")
-
     op.drop_table("accounting_waits")
     op.drop_table("accounting_shares")
     op.drop_table("accounting_queues")
@@ -427,9 +420,6 @@ def downgrade() -> None:
         batch_op.drop_index("ix_accounting_events_cluster_end_at")
 
     op.drop_table("accounting_events")
-    with op.batch_alter_table("accounting_days", schema=None) as batch_op:
-        batch_op.drop_index("ix_accounting_days_day")
-
     op.drop_table("accounting_days")
     op.drop_table("accounting_cursors")
     # ### end Alembic commands ###
