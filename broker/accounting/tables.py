@@ -14,7 +14,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from broker.db import Base, JsonType, UTCDateTime
 
-
 _ONE_TREE = {"sqlite_with_rowid": False}
 """Of a table that is most of all key: SQLite keeps the rows in the key's order, and the key once."""
 
