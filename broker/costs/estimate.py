@@ -1,7 +1,8 @@
 """What a run may cost at most, before it is asked for. Pure.
 
 As if each component ran once, up to its time limit, at today's prices: it ends earlier as a rule, and what is
-tried again costs again. Where the cluster chooses partition or QOS itself, prices that name one do not count.
+tried again costs again. Where the cluster chooses partition, QOS or GPU type itself, prices that name one do
+not count: it may cost more.
 """
 
 from __future__ import annotations
