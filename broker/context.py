@@ -90,7 +90,6 @@ def profile_of(name: str, cluster: ClusterSettings, environment: str) -> Cluster
         partition=cluster.partition,
         account=cluster.account,
         qos=cluster.qos,
-        tenant_accounts=True,
         classes={
             name: ClassProfile(f"{cluster.qos_prefix}{name}", one.max_wall_s or None)
             for name, one in cluster.classes.items()

@@ -26,6 +26,8 @@ from broker.identity.tables import TenantRow
 from broker.identity.tenants import create_tenant
 from broker.logging import configure_logging
 from broker.objects import ObjectStore, S3Config
+from broker.runs.tables import JobRow, RunRow
+from broker.runs.views import attempt_jobs
 from broker.settings import Settings
 from tests.harness.product import UNLIMITED
 
@@ -164,3 +166,16 @@ class Api:
 def codes(response: Any) -> set[str]:
     """The codes of what a problem names."""
     return {item["code"] for item in response.json()["errors"]}
+
+
+def row(ctx: Context, run_id: str) -> RunRow:
+    """A run as it is stored."""
+    with ctx.db.read() as session:
+        return session.get_one(RunRow, run_id)
+
+
+def jobs_of(ctx: Context, run_id: str) -> dict[str, JobRow]:
+    """The jobs of a run's latest attempt, by component."""
+    with ctx.db.read() as session:
+        run = session.get_one(RunRow, run_id)
+        return {job.component: job for job in attempt_jobs(session, run_id, run.attempt)}

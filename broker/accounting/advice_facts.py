@@ -107,7 +107,11 @@ def facts_of(
             unread.append(Unread(run.id, job.component, run.cluster, job.ended_at))
         elif any(row.elapsed_s for row in rows):
             attempts[job.component].append(_attempt(run, job, rows, nodes=work[1]))
-    return Facts(attempts, unread, cursors)
+    partly = {(one.run_id, one.component) for one in unread}  # how long its work took is not known
+    whole = {
+        name: [one for one in found if (one.run_id, name) not in partly] for name, found in attempts.items()
+    }
+    return Facts(whole, unread, cursors)
 
 
 _Work = tuple[Component, int, Mapping[str, str]]

@@ -35,11 +35,10 @@ class ClusterProfile:
     """How jobs are asked for on one cluster. Sizes in seconds and CPUs; None leaves it to Slurm's default.
 
     `gpu_types` maps types in specs to GRES types (default: lower case). A component that names no CPUs gets
-    `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. With `tenant_accounts` the tenant's
-    name is the Slurm account, but for the tenant `default`, whose jobs go to `account`. `classes` by priority
-    class; without any, jobs go to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy
-    its GPUs are (0: never). Paths hold only characters that need
-    no quoting anywhere: not in Slurm's file name patterns, Apptainer's bind lists or JSON.
+    `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. A tenant's name is its Slurm account,
+    but for the tenant `default`, whose jobs go to `account`. `classes` by priority class; without any, jobs go
+    to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy its GPUs are (0: never).
+    Paths hold only characters that need no quoting anywhere: not in Slurm's file name patterns, Apptainer's bind lists or JSON.
     """
 
     name: str
@@ -51,7 +50,6 @@ class ClusterProfile:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    tenant_accounts: bool = False
     classes: Mapping[str, ClassProfile] = field(default_factory=dict)
     max_wall_s: int | None = None
     max_time_s: int | None = None
@@ -78,7 +76,7 @@ class ClusterProfile:
 
     def for_run(self, tenant: str, priority_class: str) -> ClusterProfile:
         """The profile with the account, the QOS and the time limit of one start that a run has here."""
-        account = tenant if self.tenant_accounts and tenant != DEFAULT_TENANT else self.account
+        account = self.account if tenant == DEFAULT_TENANT else tenant
         if not self.classes:
             return replace(self, account=account)
         if priority_class not in self.classes:

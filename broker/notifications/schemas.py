@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from broker.identity.schemas import Change
 from broker.notifications.delivery import DeliveryState
 from broker.notifications.kinds import NEWS, Channel, Kind
 from broker.notifications.tables import AttemptRow, DeliveryRow, NotificationRow, WebhookRow
@@ -53,8 +54,8 @@ class WebhookCreate(RequestModel):
     )
 
 
-class WebhookChange(RequestModel):
-    """What to change; what is left out stays."""
+class WebhookChange(Change):
+    """What to change of a receiver."""
 
     url: str | None = Field(None, max_length=2000)
     description: Line | None = None

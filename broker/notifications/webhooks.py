@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from broker.audit import record
 from broker.db import new_id, utcnow
 from broker.db.locks import exclusive
-from broker.errors import Conflict, InvalidRequest, NotFound, Problem
+from broker.errors import Conflict, NotFound
 from broker.identity.permissions import Principal
 from broker.identity.tenants import check_tenant
 from broker.notifications.guard import Rules, checked_url
@@ -73,14 +73,7 @@ def change_webhook(
 ) -> None:
     """Apply the fields that were sent."""
     before = shown(row)
-    fields = change.model_dump(exclude_unset=True)
-    if empty := [name for name, value in fields.items() if value is None]:
-        raise InvalidRequest(
-            "A field can't be emptied",
-            problems=[
-                Problem(f"/{name}", "missing", "Give a value or leave the field out") for name in empty
-            ],
-        )
+    fields = change.sent()
     if "url" in fields:
         checked_url(fields["url"], rules)
     if "kinds" in fields:

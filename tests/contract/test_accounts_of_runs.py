@@ -28,7 +28,7 @@ from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot
 from broker.slurm.states import SlurmState
 from broker.slurm.tres import parse_tres
-from tests.api_support import Api, context
+from tests.api_support import Api, context, jobs_of, row
 
 CLUSTERS = {
     "theirs": {"transport": "local", "run_as": "user"},
@@ -67,16 +67,6 @@ def lease(ctx: Context) -> Lease:
     held = leases.acquire(ctx.db, "worker:theirs", "test", 300)
     assert held is not None
     return held
-
-
-def row(ctx: Context, run_id: str) -> RunRow:
-    with ctx.db.read() as session:
-        return session.get_one(RunRow, run_id)
-
-
-def jobs(ctx: Context, run_id: str) -> dict[str, JobRow]:
-    with ctx.db.read() as session:
-        return {job.component: job for job in attempt_jobs(session, run_id, 1)}
 
 
 def test_a_run_has_the_account_of_its_person_only_where_runs_are_peoples_own(ctx: Context) -> None:
@@ -141,13 +131,13 @@ def queued(job: JobRow, number: int, user: str, **more: Any) -> QueueJob:
 def test_a_stray_is_the_runs_only_when_it_is_its_persons(ctx: Context, lease: Lease) -> None:
     kim = Person(ctx, "kim")
     run_id = kim.request("theirs").json()["id"]
-    job = jobs(ctx, run_id)["loader"]
+    job = jobs_of(ctx, run_id)["loader"]
     Submitter(ctx, "theirs", lease)._fail(row(ctx, run_id), SlurmRefused("no"))
     for stranger in ("broker", "park", "root"):
         adopt_strays(ctx, "theirs", lease, set(), [queued(job, 7, stranger)])
-    assert jobs(ctx, run_id)["loader"].slurm_job_id is None
+    assert jobs_of(ctx, run_id)["loader"].slurm_job_id is None
     adopt_strays(ctx, "theirs", lease, set(), [queued(job, 8, str(kim.account)), queued(job, 9, "park")])
-    assert jobs(ctx, run_id)["loader"].slurm_job_id == 8
+    assert jobs_of(ctx, run_id)["loader"].slurm_job_id == 8
 
 
 def test_a_job_is_known_by_its_name_or_by_owner_and_time_and_by_nothing_less(
@@ -159,7 +149,7 @@ def test_a_job_is_known_by_its_name_or_by_owner_and_time_and_by_nothing_less(
         session.get_one(RunRow, run_id).phase = Phase.ACTIVE
         job = attempt_jobs(session, run_id, 1)[0]
         job.slurm_job_id, job.state, job.submitted_at = 7, JobState.PENDING, utcnow()
-    job = jobs(ctx, run_id)[job.component]
+    job = jobs_of(ctx, run_id)[job.component]
     tracker, now, mine = Tracker(ctx, "theirs", lease), utcnow(), str(kim.account)
     tracker._people = tracker._accounts()
 
@@ -194,7 +184,7 @@ def test_ids_that_a_persons_script_gives_are_compared_with_slurm(
     """The script claims the job of somebody else: it is not stored, so it can't be released or cancelled."""
     kim = Person(ctx, "kim")
     run_id = kim.request("theirs").json()["id"]
-    run, all_jobs = row(ctx, run_id), list(jobs(ctx, run_id).values())
+    run, all_jobs = row(ctx, run_id), list(jobs_of(ctx, run_id).values())
     true = {job.name: [number] for number, job in enumerate(all_jobs, 100)}
     asked: list[object] = []
 

@@ -103,6 +103,19 @@ def test_a_job_that_accounting_does_not_show_yet_is_named_and_gives_no_advice(ap
     assert first["read_until"] == "2023-11-14T22:13:20Z"
 
 
+def test_a_run_of_which_accounting_lacks_an_attempt_is_not_taken_for_a_short_one(api: Api) -> None:
+    run, now = ended(api, requested(api, document=SPEC)), utcnow()
+    with api.ctx.db.write() as session:
+        row = session.scalars(select(JobRow).where(JobRow.run_id == run, JobRow.component == "trainer")).one()
+        more = {"attempt": 2, "state": "COMPLETED", "slurm_job_id": 77, "started_at": now, "ended_at": now}
+        kept = {name: getattr(row, name) for name in ("run_id", "component", "position", "resources")}
+        session.add(JobRow(id="job-2", name=f"{row.name}-2", **kept | more))
+    found = advice(api)
+    assert said(found, "trainer")["time"] == said(found, "trainer")["memory"] == ("no_jobs", None)
+    assert said(found, "loader")["time"] == ("time_lower", "40m")
+    assert [one["component"] for one in found["unread"]] == ["trainer"]
+
+
 def test_a_row_without_end_is_not_taken_for_the_whole_job(api: Api) -> None:
     run = ended(api, requested(api, document=SPEC), accounted=False)
     with api.ctx.db.write() as session:

@@ -11,7 +11,7 @@ from broker.notifications import notify
 from broker.notifications.courier import Courier
 from tests.api_support import Api, context
 from tests.receivers import web_server
-from tests.serving import served
+from tests.serving import caller, signed_on
 
 
 @pytest.fixture
@@ -32,9 +32,7 @@ def api(tmp_path, monkeypatch):
         thread = threading.Thread(target=courier.run)
         thread.start()
         try:
-            with served(made) as port:
-                monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
-                monkeypatch.setenv("BROKER_TOKEN", made.tokens["lead"])
+            with signed_on(made, "lead", monkeypatch):
                 yield made
         finally:
             stop.set()
@@ -44,13 +42,8 @@ def api(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    def call(*words, status=0):
-        capsys.readouterr()
-        assert main([*words, "--json"]) == status, capsys.readouterr()
-        out = capsys.readouterr()
-        return json.loads(out.out) if out.out else out.err
-
-    return call
+    call = caller(capsys)
+    return lambda *words, status=0: call(*words, "--json", status=status)
 
 
 def test_a_webhooks_whole_life(api, run, receiver, capsys):

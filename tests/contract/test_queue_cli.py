@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from broker.cli import main
 from broker.identity import Role
 from broker.runs.tables import RunRow
 from tests.api_support import Api, context
-from tests.serving import served
+from tests.serving import Call, caller, signed_on
 
 
 @pytest.fixture
@@ -23,24 +20,13 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         made.add("root", Role.ADMIN)
         made.add("ann")
         made.store("ann")
-        with served(made) as port:
-            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
-            monkeypatch.setenv("BROKER_TOKEN", made.tokens["root"])
+        with signed_on(made, "root", monkeypatch):
             yield made
-
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture
 def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*words: str, status: int = 0) -> Any:
-        capsys.readouterr()
-        assert main([*words]) == status, capsys.readouterr()
-        out = capsys.readouterr()
-        return json.loads(out.out) if "--json" in words else out.out + out.err
-
-    return run
+    return caller(capsys)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.states import SlurmState
 from broker.slurm.tres import parse_tres
-from tests.api_support import Api, context
+from tests.api_support import Api, context, jobs_of, row
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -52,17 +52,6 @@ def lease(ctx: Context) -> Lease:
     held = leases.acquire(ctx.db, "worker:main", "test", 300)
     assert held is not None
     return held
-
-
-def row(ctx: Context, run_id: str) -> RunRow:
-    with ctx.db.read() as session:
-        return session.get_one(RunRow, run_id)
-
-
-def jobs_of(ctx: Context, run_id: str) -> dict[str, JobRow]:
-    with ctx.db.read() as session:
-        run = session.get_one(RunRow, run_id)
-        return {job.component: job for job in attempt_jobs(session, run_id, run.attempt)}
 
 
 def requested(ctx: Context, ann: Principal) -> str:

@@ -42,7 +42,7 @@ PROFILE = ClusterProfile(
 )
 
 
-def identity(run_id: str = "run-1", attempt: int = 1, number: int = 7, tenant: str = "Team A") -> RunIdentity:
+def identity(run_id: str = "run-1", attempt: int = 1, number: int = 7, tenant: str = "default") -> RunIdentity:
     return RunIdentity(run_id, number, attempt, tenant, "kim")
 
 
@@ -142,7 +142,7 @@ def test_the_component_chooses_its_signal_and_short_jobs_get_it_at_a_preemption_
 
 
 def test_job_names_are_readable_unique_and_short() -> None:
-    name = job_name(PROFILE, identity(), "trainer")
+    name = job_name(PROFILE, identity(tenant="Team A"), "trainer")
     assert re.fullmatch(r"dev-team-a-trainer-0007\.[0-9a-f]{16}", name)
     others = [identity("run-2"), identity(attempt=2)]
     assert len({name, *(job_name(PROFILE, other, "trainer") for other in others)}) == 3
@@ -180,7 +180,7 @@ def test_how_much_a_run_hurries_is_said_to_sbatch_and_is_no_part_of_the_hash() -
 
 def test_the_plan_hash_is_the_same_for_every_run_and_attempt() -> None:
     same = compiled().plan_hash
-    assert compiled(identity=identity("run-9", 3, 99, "other")).plan_hash == same
+    assert compiled(identity=identity("run-9", 3, 99)).plan_hash == same
     assert compiled(only={"evaluator"}, upstream_outputs={"trainer": "/x"}).plan_hash == same
 
 
@@ -297,7 +297,7 @@ CLASSES = {"training": ClassProfile("training", 24 * 3600), "inference": ClassPr
 
 
 def test_a_run_goes_to_its_tenants_account_and_the_qos_of_its_class() -> None:
-    governed = replace(PROFILE, tenant_accounts=True, classes=CLASSES)
+    governed = replace(PROFILE, classes=CLASSES)
     spec = spec_of({"name": "a"})
 
     def asked(tenant: str, priority_class: str) -> set[str]:
@@ -311,7 +311,7 @@ def test_a_run_goes_to_its_tenants_account_and_the_qos_of_its_class() -> None:
 
 
 def test_another_class_or_tenant_is_another_plan() -> None:
-    governed = replace(PROFILE, tenant_accounts=True, classes=CLASSES)
+    governed = replace(PROFILE, classes=CLASSES)
     who = identity(tenant="team-a")
     plans = [
         compiled(profile=governed, identity=who).plan_hash,
