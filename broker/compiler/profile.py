@@ -38,7 +38,8 @@ class ClusterProfile:
     `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. A tenant's name is its Slurm account,
     but for the tenant `default`, whose jobs go to `account`. `classes` by priority class; without any, jobs go
     to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy its GPUs are (0: never).
-    Paths hold only characters that need no quoting anywhere: not in Slurm's file name patterns, Apptainer's bind lists or JSON.
+    Paths hold only characters that need no quoting anywhere: not in Slurm's file name patterns, Apptainer's
+    bind lists or JSON.
     """
 
     name: str
