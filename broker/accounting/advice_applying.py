@@ -68,6 +68,9 @@ def _chosen(advised: Advised, choose: Sequence[Choice] | None) -> Advised:
     """The advice to apply; all of it where nothing is chosen."""
     if choose is None:
         return advised
+    if not choose:
+        detail = "Nothing is chosen: name what to apply, or leave `choose` out to apply all that is advised"
+        raise InvalidRequest(detail, problems=[Problem("/choose", "nothing_chosen", detail)])
     chosen: dict[tuple[str, Resource], FindingView] = {}
     problems = []
     for index, one in enumerate(choose):

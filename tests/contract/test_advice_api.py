@@ -231,6 +231,7 @@ def test_only_what_was_chosen_is_applied_and_only_as_it_was_read(api: Api) -> No
     ended(api, requested(api, document=SPEC))
     memory = {"component": "trainer", "resource": "memory"}
     apply(api, version=1, choose=[memory | {"suggested": "10GB"}], status=409)
+    assert codes(apply(api, version=1, choose=[], status=422)) == {"nothing_chosen"}
     nothing = apply(api, version=1, choose=[memory, memory | {"resource": "gpu_count"}], status=422)
     assert codes(nothing) == {"no_such_advice"} and nothing.json()["errors"][0]["pointer"] == "/choose/1"
     assert [
