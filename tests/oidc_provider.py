@@ -1,8 +1,8 @@
 """A real, independent OpenID Connect provider for the tests: npm's `oidc-provider`, which is certified.
 
-Its packages are pinned by `tests/contract/oidc/package-lock.json` and installed once, below the user's cache
-folder. Where node or npm is missing the fixture fails: a test that did not run must not look like one that
-passed.
+Its packages are pinned by `tests/contract/sso/provider/package-lock.json` and installed once, below the
+user's cache folder. Where node or npm is missing the fixture fails: a test that did not run must not look
+like one that passed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import httpx
 
 from tests.harness.processes import free_port
 
-SOURCE = Path(__file__).parent / "contract" / "oidc"
+SOURCE = Path(__file__).parent / "contract" / "sso" / "provider"
 FILES = ("package.json", "package-lock.json", "provider.mjs")
 CLIENT = "broker"
 

@@ -1,7 +1,7 @@
 """What a real job uses, against what Slurm itself says of it; its GPUs by the sampler in its script.
 
-The nodes have no GPU: the `nvidia-smi` on their PATH is ours, in the form that was recorded of real ones
-(tests/contract/recordings/nvidia-smi). All else is real: Slurm, sstat, the job's script, the broker.
+The nodes have no GPU: the `nvidia-smi` on their PATH is ours, in the form that NVIDIA documents
+(tests/samples/nvidia-smi). All else is real: Slurm, sstat, the job's script, the broker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ case $* in
   ours=0,1,2,3 now=$(date -u '+%Y/%m/%d %H:%M:%S.%3N')
   [[ $1 == -i ]] && ours=$2
   for i in ${ours//,/ }; do
-    echo "$now, $i, GPU-$i, $((50 + 10 * i)), 0, 22437, 24564, 13, 6.41, [N/A]"
+    echo "$now, $i, GPU-$i, $((50 + 10 * i)), 0, 20000, 24000, 30, 20.50, [N/A]"
   done ;;
 esac
 """

@@ -127,7 +127,9 @@ def test_efficiency_is_of_the_jobs_that_have_the_data_and_says_of_how_many(api: 
     view = ask(api, "root", "efficiency", by="user", partition="gpu")
     ann, bob = (next(one for one in view["lines"] if one["key"]["user"] == name) for name in ("ann", "bob"))
     assert ann["values"]["cpu_efficiency"] == 0.5 and ann["values"]["memory_efficiency"] == 0.5
-    assert ann["coverage"]["cpu_efficiency"] == {"with_data": 1, "of": 2, "counted": "jobs"}, "a timed-out job's is partial"
+    assert ann["coverage"]["cpu_efficiency"] == {"with_data": 1, "of": 2, "counted": "jobs"}, (
+        "a timed-out job's is partial"
+    )
     assert bob["coverage"]["memory_efficiency"] == {"with_data": 1, "of": 2, "counted": "jobs"}
     assert ann["values"]["gpu_efficiency"] is None, "nobody measured: unknown, not 0"
 

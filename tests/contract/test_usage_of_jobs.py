@@ -224,16 +224,16 @@ def test_every_node_of_a_job_has_its_sampler_and_an_old_file_tells_nothing(world
 
 def test_slices_are_read_with_their_memory(world: World) -> None:
     run_id = world.run_of("ann", 42)
-    folder = Path(__file__).parent / "recordings/nvidia-smi"
-    csv = (folder / "a100-mig.csv").read_text().partition(",")[2]
+    folder = Path(__file__).parents[1] / "samples/nvidia-smi"
+    csv = (folder / "slices.csv").read_text().partition(",")[2]
     world.sample(run_id, f"{line(0, 0).partition(',')[0]},{csv.rstrip()}")
-    world.sample(run_id, (folder / "a100-mig.mig").read_text(), suffix="mig")
+    world.sample(run_id, (folder / "slices.mig").read_text(), suffix="mig")
     world.tick()
     job = world.usage(run_id)
     assert [(gpu["slice"], gpu["util"], gpu["memory_total"]) for gpu in job["gpus"]] == [
-        (True, None, 19968)
+        (True, None, 20000)
     ] * 2
-    assert (job["gpu_util"], job["gpu_memory_mib"]["used"]) == (None, 24)
+    assert (job["gpu_util"], job["gpu_memory_mib"]["used"]) == (None, 30)
 
 
 def test_one_sstat_and_one_command_for_the_samples_whatever_the_number_of_jobs(world: World) -> None:

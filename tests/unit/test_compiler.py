@@ -42,7 +42,9 @@ PROFILE = ClusterProfile(
 )
 
 
-def identity(run_id: str = "run-1", attempt: int = 1, number: int = 7, tenant: str = "default") -> RunIdentity:
+def identity(
+    run_id: str = "run-1", attempt: int = 1, number: int = 7, tenant: str = "default"
+) -> RunIdentity:
     return RunIdentity(run_id, number, attempt, tenant, "kim")
 
 

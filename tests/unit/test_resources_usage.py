@@ -18,13 +18,13 @@ from broker.resources.usage import CpuMeter, GpuUse, JobUse, Source, choose, slu
 from broker.runs.measured import MeasuredGpu
 from broker.slurm import StepUsage
 
-RECORDINGS = Path(__file__).parents[1] / "contract/recordings/nvidia-smi"
+SAMPLES = Path(__file__).parents[1] / "samples/nvidia-smi"
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def recorded(name: str) -> str:
-    return (RECORDINGS / name).read_text(encoding="utf-8")
+def sample_of(name: str) -> str:
+    return (SAMPLES / name).read_text(encoding="utf-8")
 
 
 def gpu(source: Source, util: float | None, memory: float | None = None, **fields: Any) -> GpuUse:
@@ -36,57 +36,57 @@ def gpu(source: Source, util: float | None, memory: float | None = None, **field
 
 
 def test_each_gpu_of_a_node_has_its_own_figures() -> None:
-    samples = parse_samples(recorded("two-a5000.csv"))
+    samples = parse_samples(sample_of("two-gpus.csv"))
     found = use_of("n1", samples, [], samples[0].at, MINUTE)
     assert [(one.index, one.util, one.memory_used, one.memory_total) for one in found] == [
-        ("0", 0.0, 22437.0, 24564.0),  # it holds memory and computes nothing: that is 0, and known
-        ("1", 0.0, 17253.0, 24564.0),
+        ("0", 0.0, 20000.0, 24000.0),  # it holds memory and computes nothing: that is 0, and known
+        ("1", 40.0, 15000.0, 24000.0),
     ]
-    assert [(one.temperature_c, one.power_w) for one in found] == [(13.0, 6.41), (15.0, 13.6)]
+    assert [(one.temperature_c, one.power_w) for one in found] == [(30.0, 20.5), (45.0, 120.25)]
     use = choose(found, 2)
     assert (use.gpu_util and use.gpu_util.value, use.gpu_memory_mib and use.gpu_memory_mib.value) == (
-        0,
-        39690,
+        20,
+        35000,
     )
 
 
 def test_units_and_what_is_not_available_are_understood() -> None:
-    (sample,) = parse_samples(recorded("h200-mig.csv"))
+    (sample,) = parse_samples(sample_of("units.csv"))
     assert (sample.util, sample.memory_used, sample.memory_total, sample.power_w) == (
         None,
-        16959.0,
-        143771.0,
-        295.01,
+        17000.0,
+        140000.0,
+        300.75,
     )
     assert sample.mig
-    assert sample.at == datetime(2026, 7, 3, 22, 22, 27, 218000, tzinfo=UTC)
+    assert sample.at == datetime(2026, 4, 1, 8, 0, 7, 250000, tzinfo=UTC)
 
 
 def test_of_slices_the_memory_is_known_and_the_utilisation_unknown_never_0() -> None:
-    samples, slices = parse_samples(recorded("a100-mig.csv")), parse_slices(recorded("a100-mig.mig"))
+    samples, slices = parse_samples(sample_of("slices.csv")), parse_slices(sample_of("slices.mig"))
     found = use_of("n1", samples, slices, samples[0].at, MINUTE)
     assert [(one.index, one.uuid[:8], one.slice) for one in found] == [
         ("0:4/0", "MIG-1111", True),  # slices 0 and 3 are another job's: CUDA_VISIBLE_DEVICES names 1 and 2
         ("0:5/0", "MIG-2222", True),
     ]
-    assert {(one.util, one.memory_used, one.memory_total) for one in found} == {(None, 12.0, 19968.0)}
+    assert {(one.util, one.memory_used, one.memory_total) for one in found} == {(None, 15.0, 20000.0)}
     use = choose(found, 2)
     assert use.gpu_util is None
     assert use.gpu_memory_mib is not None
-    assert use.gpu_memory_mib.value == 24
+    assert use.gpu_memory_mib.value == 30
 
 
 def test_a_gpu_in_slices_whose_slices_were_not_seen_is_unknown() -> None:
-    samples = parse_samples(recorded("h200-mig.csv"))
+    samples = parse_samples(sample_of("units.csv"))
     assert use_of("n1", samples, [], samples[0].at, MINUTE) == []
 
 
 def test_compute_instances_of_one_gpu_instance_share_their_memory() -> None:
-    text = recorded("a100-mig.mig").replace(">4</gpu_instance_id>", ">5</gpu_instance_id>")
-    samples = parse_samples(recorded("a100-mig.csv"))
+    text = sample_of("slices.mig").replace(">4</gpu_instance_id>", ">5</gpu_instance_id>")
+    samples = parse_samples(sample_of("slices.csv"))
     use = choose(use_of("n1", samples, parse_slices(text), samples[0].at, MINUTE), 2)
     assert use.gpu_memory_mib is not None
-    assert (len(use.gpus), use.gpu_memory_mib.value) == (2, 12)
+    assert (len(use.gpus), use.gpu_memory_mib.value) == (2, 15)
 
 
 def test_the_mean_over_the_last_lines_counts_and_an_old_file_tells_nothing() -> None:

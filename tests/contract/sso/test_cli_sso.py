@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from broker.cli import main, sso
-from tests.contract.test_oidc import here  # noqa: F401 - a fixture
 from tests.oidc_provider import Browser
 
 
@@ -45,13 +44,13 @@ def browser_here(monkeypatch):
         thread.join(20)
 
 
-def whoami(here, capsys):  # noqa: F811
+def whoami(here, capsys):
     capsys.readouterr()
     assert main(["--server", here.url, "whoami", "--json"]) == 0
     return json.loads(capsys.readouterr().out)["username"]
 
 
-def test_the_answer_comes_to_a_port_of_this_machine(here, browser_here, capsys):  # noqa: F811
+def test_the_answer_comes_to_a_port_of_this_machine(here, browser_here, capsys):
     login = here.person()
     pages = browser_here(login)
     assert main(["login", "--sso", "--server", here.url, "--json"]) == 0
@@ -60,7 +59,7 @@ def test_the_answer_comes_to_a_port_of_this_machine(here, browser_here, capsys):
     assert pages[0].status_code == 200 and "may close this window" in pages[0].text
 
 
-def test_whatever_else_comes_to_the_port_is_refused(here, browser_here, capsys):  # noqa: F811
+def test_whatever_else_comes_to_the_port_is_refused(here, browser_here, capsys):
     answers = []
 
     def intrude(url):
@@ -73,13 +72,13 @@ def test_whatever_else_comes_to_the_port_is_refused(here, browser_here, capsys):
     assert answers == [400] * 4
 
 
-def test_why_somebody_is_refused_stands_on_the_terminal(here, browser_here, capsys):  # noqa: F811
+def test_why_somebody_is_refused_stands_on_the_terminal(here, browser_here, capsys):
     browser_here(here.person(groups=[]))
     assert main(["login", "--sso", "--server", here.url]) == 77
     assert "None of your groups" in capsys.readouterr().err
 
 
-def test_nobody_comes(here, browser_here, monkeypatch, capsys):  # noqa: F811
+def test_nobody_comes(here, browser_here, monkeypatch, capsys):
     monkeypatch.setattr(sso, "PATIENCE_S", 0.05)
     monkeypatch.setattr(webbrowser, "get", object)
     monkeypatch.setattr(webbrowser, "open", lambda url: True)
@@ -102,7 +101,7 @@ class Person:
 
 
 @pytest.mark.parametrize("words", [["--no-browser"], []], ids=["asked for", "no browser here"])
-def test_without_a_browser_the_code_is_typed(here, monkeypatch, capsys, words):  # noqa: F811
+def test_without_a_browser_the_code_is_typed(here, monkeypatch, capsys, words):
     def nothing():
         raise webbrowser.Error
 
