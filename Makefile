@@ -62,7 +62,7 @@ constraints: ## Write down the versions of everything installed, dependencies of
 docs: env ## Make the generated pages anew (settings, commands, OpenAPI)
 	$(BIN)/python -m broker.settings_docs
 	$(BIN)/python -m broker.cli.docs
-	$(BIN)/python -m broker.api.openapi
+	$(BIN)/python -m broker.api.openapi > docs/openapi.json
 
 .PHONY: clean
 clean: ## End the development clusters and remove what was built here

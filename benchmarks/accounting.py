@@ -31,10 +31,7 @@ from sqlalchemy import delete, func, select
 from typing_extensions import override
 
 from benchmarks.workload import Recorded
-from broker.accounting.definitions import REPORTS
 from broker.accounting.ingest import Ingester
-from broker.accounting.measures import Report
-from broker.accounting.reports import Scope, Wanted, dimensions
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -42,10 +39,13 @@ from broker.accounting.tables import (
     AccountingPackedRow,
     AccountingWaitRow,
 )
-from broker.accounting.views import view_report
 from broker.context import Context
 from broker.db import leases
 from broker.db.leases import Lease
+from broker.reports.definitions import REPORTS
+from broker.reports.measures import Report
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted, dimensions
 from broker.slurm import SlurmClient
 from broker.slurm.sacct import Answer, Window
 from tests.accounting_support import NOON

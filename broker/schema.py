@@ -15,7 +15,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import broker.accounting.event_tables
-import broker.accounting.export_tables
 import broker.accounting.tables
 import broker.accounting.waiting_tables
 import broker.api.idempotency
@@ -31,6 +30,7 @@ import broker.notifications.tables
 import broker.pipelines.tables
 import broker.queueing.tables
 import broker.quotas.tables
+import broker.reports.export_tables
 import broker.resources.tables
 import broker.runs.measured
 import broker.runs.tables

@@ -389,8 +389,8 @@ class AccountingSettings(_Section):
     sample_s: int = Field(
         30,
         ge=0,
-        description="Time between two looks of Slurm at what jobs use (`JobAcctGatherFrequency`): advice takes "
-        "no peak of a shorter job for all that it needs",
+        description="Time between two looks of Slurm at what jobs use (`JobAcctGatherFrequency`): advice "
+        "takes no peak of a shorter job for all that it needs",
     )
 
 

@@ -12,9 +12,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from broker import __version__
-from broker.accounting.advice_routes import router as advice_router
-from broker.accounting.export_routes import router as exports_router
-from broker.accounting.routes import router as reports_router
+from broker.advice.routes import router as advice_router
 from broker.api import audit, clusters, compile, gpu_jobs, health, openapi, problems
 from broker.api.limits import router as limits_router
 from broker.api.middleware import JSON_LIMIT, RequestScope
@@ -38,6 +36,8 @@ from broker.pipelines.upload_routes import router as uploads_router
 from broker.queueing.routes import router as queue_router
 from broker.quotas.meter import FLUSH_S, ApiMeter
 from broker.quotas.routes import router as quotas_router
+from broker.reports.export_routes import router as exports_router
+from broker.reports.routes import router as reports_router
 from broker.resources.routes import router as resources_router
 from broker.runs.log_routes import router as logs_router
 from broker.runs.routes import router as runs_router

@@ -36,8 +36,8 @@ class ClusterProfile:
 
     `gpu_types` maps types in specs to GRES types (default: lower case). A component that names no CPUs gets
     `cpus_per_gpu` for each GPU where that is set, else `default_cpus`. A tenant's name is its Slurm account,
-    but for the tenant `default`, whose jobs go to `account`. `classes` by priority class; without any, jobs go
-    to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy its GPUs are (0: never).
+    but for the tenant `default`, whose jobs go to `account`. `classes` by priority class; without any, jobs
+    go to `qos` whatever their class. Every `gpu_sample_s` a job writes down how busy its GPUs are (0: never).
     Paths hold only characters that need no quoting anywhere: not in Slurm's file name patterns, Apptainer's
     bind lists or JSON.
     """

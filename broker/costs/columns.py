@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from broker.accounting import days
-from broker.accounting.grouping import Grouped, coded, group
 from broker.costs.pricing import SUM_OF, Fate, Item, Place, Price, PriceBook, Resource, fate, where
+from broker.reports import days
+from broker.reports.grouping import Grouped, coded, group
 
 SPAN, OUTCOME = "cost_span", "outcome"
 _CLASS, _LINE = "cost_class", "cost_line"

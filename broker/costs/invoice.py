@@ -10,10 +10,10 @@ from fractions import Fraction
 
 from sqlalchemy.orm import Session
 
-from broker.accounting.reports import Scope, Wanted
 from broker.audit.reading import csv_text
 from broker.costs.pricing import Fate, Item, PriceBook, in_order, rounded
 from broker.costs.usage import Pricing, items
+from broker.reports.wanted import Scope, Wanted
 
 COLUMNS = (
     *("tenant", "user", "resource", "cluster", "partition", "qos", "gpu_type", "status", "price"),

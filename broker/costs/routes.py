@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from broker.accounting.reports import PERIODS, Wanted, scope_of
-from broker.accounting.routes import MAX_LINES, Since, Until, period
 from broker.api.security import Ctx, requires
 from broker.costs.invoice import BY as INVOICED
 from broker.costs.invoice import invoice_csv
@@ -18,6 +16,8 @@ from broker.costs.usage import BY, COSTS, RUN
 from broker.costs.views import pricing_of, view_costs, view_run_cost
 from broker.errors import InvalidRequest, Problem
 from broker.identity import Permission, Principal
+from broker.reports.routes import MAX_LINES, Since, Until, period
+from broker.reports.wanted import PERIODS, Wanted, scope_of
 from broker.runs.views import find_run
 
 router = APIRouter(tags=["costs"])

@@ -15,13 +15,13 @@ from typing import Any, Final
 from sqlalchemy import RowMapping, and_, case, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
-from broker.accounting import days
 from broker.accounting.buckets import allocated
-from broker.accounting.measures import Report
-from broker.accounting.reports import COLUMNS, PERIODS, Scope, Wanted, same
 from broker.accounting.tables import AccountingJobRow
 from broker.costs.columns import OUTCOME, SPAN, items_of
 from broker.costs.pricing import SUM_OF, Item, Place, PriceBook, Resource, Use, fate, itemized
+from broker.reports import days
+from broker.reports.measures import Report
+from broker.reports.wanted import COLUMNS, PERIODS, Scope, Wanted, same
 
 RUN: Final = "run"
 BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size")), RUN, *PERIODS)

@@ -10,8 +10,6 @@ from fractions import Fraction
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker.accounting.reports import PERIODS, Scope, Wanted
-from broker.accounting.sources import read_up_to
 from broker.accounting.tables import AccountingJobRow
 from broker.compiler import ClusterProfile
 from broker.costs.estimate import estimated
@@ -20,6 +18,8 @@ from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunC
 from broker.costs.service import book_of
 from broker.costs.usage import Pricing, items, of_job
 from broker.db import utcnow
+from broker.reports.sources import read_up_to
+from broker.reports.wanted import PERIODS, Scope, Wanted
 from broker.runs.states import RunState
 from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings

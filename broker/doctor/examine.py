@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.accounting.exporter import check_exports
 from broker.checks import Check
 from broker.context import open_host
 from broker.doctor import login, probes, rules
@@ -18,6 +17,7 @@ from broker.doctor.services import check_database, check_objects
 from broker.errors import BrokerError, ConfigurationError, Denied
 from broker.hosts import Host
 from broker.notifications.checks import check_notifications
+from broker.reports.exporter import check_exports
 from broker.settings import ClusterSettings, Settings
 from broker.slurm import Capabilities, SlurmClient
 

@@ -21,7 +21,6 @@ from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker import metrics
-from broker.accounting.exporter import Exporter
 from broker.accounting.ingest import Ingester
 from broker.accounting.looks import Looker
 from broker.approvals.service import expire
@@ -35,6 +34,7 @@ from broker.models.service import register_model
 from broker.notifications.courier import Courier
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
+from broker.reports.exporter import Exporter
 from broker.resources.gauge import Gauge
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.cleanup import due_for_removal, remove_run_files

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from broker.accounting import sources
-from broker.accounting.definitions import REPORTS
 from broker.accounting.ingest import Ingester
 from broker.accounting.looks import Looker
-from broker.accounting.reports import Scope, Wanted
 from broker.context import Context
 from broker.db import leases
+from broker.reports import sources
+from broker.reports.definitions import REPORTS
+from broker.reports.wanted import Scope, Wanted
 from tests.api_support import context
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster

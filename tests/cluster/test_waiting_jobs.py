@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from broker.accounting.definitions import REPORTS
 from broker.accounting.ingest import Ingester
-from broker.accounting.reports import Scope, Wanted
-from broker.accounting.schemas import Line
-from broker.accounting.views import view_report
 from broker.db import leases
+from broker.reports.definitions import REPORTS
+from broker.reports.schemas import Line
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted
 from tests.api_support import context
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster

@@ -13,14 +13,14 @@ from sqlalchemy import func, select
 from benchmarks import accounting
 from benchmarks.accounting import Watched
 from broker.accounting import archive
-from broker.accounting.definitions import REPORTS
 from broker.accounting.packed import LAYOUT
-from broker.accounting.reports import Scope, Wanted
 from broker.accounting.tables import AccountingDayRow, AccountingPackedRow
-from broker.accounting.views import view_report
 from broker.context import Context
 from broker.db import leases
 from broker.db.leases import Lease
+from broker.reports.definitions import REPORTS
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted
 from tests.api_support import context
 from tests.postgres import fresh_database
 

@@ -19,7 +19,6 @@ from sqlalchemy import delete, func, select
 
 from broker.accounting import archive
 from broker.accounting.ingest import Ingester
-from broker.accounting.jobs import job_facts
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -32,6 +31,7 @@ from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
 from broker.identity import Role
 from broker.identity.tables import UserRow
+from broker.reports.jobs import job_facts
 from broker.runs.measured import JobUsageRow
 from broker.runs.tables import JobRow
 from broker.settings import AccountingSettings

@@ -17,8 +17,6 @@ import pytest
 from sqlalchemy import select
 
 from broker import metrics
-from broker.accounting.export_tables import ReportExportRow
-from broker.accounting.exporter import Exporter, check_exports
 from broker.accounting.tables import AccountingCursorRow
 from broker.audit.tables import AuditRow
 from broker.cli import main
@@ -27,6 +25,8 @@ from broker.db.leases import Lease, LeaseLost
 from broker.errors import Unreachable
 from broker.identity import Role
 from broker.objects import EmbeddedObjectStore, ObjectStore
+from broker.reports.export_tables import ReportExportRow
+from broker.reports.exporter import Exporter, check_exports
 from broker.settings import ReportExportSettings, ReportSettings
 from tests.accounting import at, job, keep
 from tests.api_support import NOBODY, Api, context

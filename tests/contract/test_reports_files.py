@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from broker.accounting.jobs import behind, pages_of
-from broker.accounting.parquet import jobs_parquet
-from broker.accounting.reports import Scope
 from broker.cli import main
 from broker.identity import Role
+from broker.reports.jobs import behind, pages_of
+from broker.reports.parquet import jobs_parquet
+from broker.reports.wanted import Scope
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context
 from tests.serving import served

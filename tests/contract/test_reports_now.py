@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select
 
-from broker.accounting import quota_report, waiting_report
 from broker.accounting.archive import Owner, People
 from broker.accounting.waiting import Waited, keep, pending, waited
 from broker.identity import Role
 from broker.identity.tables import UserRow
 from broker.quotas.tables import ChargeRow, QuotaRow, ReservationRow, UseRow
+from broker.reports import quota_report, waiting_report
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import ClusterRow, RunHoldRow, RunRow
 from broker.runs.views import attempt_jobs

@@ -15,12 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
-from broker.accounting import archive, days, packed, reports
+from broker.accounting import archive, packed
 from broker.accounting.buckets import Sums
-from broker.accounting.definitions import LOST, REPORTS
 from broker.accounting.histograms import ERROR, quantile
-from broker.accounting.measures import Report
-from broker.accounting.reports import COLUMNS, PERIODS, Scope, Wanted, dimensions, period_name
 from broker.accounting.tables import (
     AccountingDayRow,
     AccountingJobRow,
@@ -28,6 +25,11 @@ from broker.accounting.tables import (
     AccountingWaitRow,
 )
 from broker.context import Context
+from broker.reports import days
+from broker.reports import wanted as reports
+from broker.reports.definitions import LOST, REPORTS
+from broker.reports.measures import Report
+from broker.reports.wanted import COLUMNS, PERIODS, Scope, Wanted, dimensions, period_name
 from tests.accounting import at, job, keep
 from tests.api_support import context
 from tests.postgres import fresh_database

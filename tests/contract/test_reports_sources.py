@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from broker.accounting import sources
-from broker.accounting.definitions import REPORTS
-from broker.accounting.measures import Measure, Report, Sums, ratio, text
-from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.cli import main
 from broker.identity import Role
+from broker.reports import sources
+from broker.reports.definitions import REPORTS
+from broker.reports.measures import Measure, Report, Sums, ratio, text
+from broker.reports.wanted import Group, Scope, Wanted
 from tests.api_support import Api, codes, context
 from tests.serving import served
 

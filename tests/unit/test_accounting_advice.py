@@ -9,7 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from broker.accounting.advice import (
+from broker.accounting.tables import AccountingJobRow
+from broker.advice.jobs import options_for
+from broker.advice.rules import (
     CLOSE,
     CPU_IDLE,
     CPU_MARGIN,
@@ -29,9 +31,7 @@ from broker.accounting.advice import (
     Rule,
     advise,
 )
-from broker.accounting.advice_jobs import options_for
-from broker.accounting.advice_texts import TEXTS, for_sbatch, in_spec, sentence
-from broker.accounting.tables import AccountingJobRow
+from broker.advice.texts import TEXTS, for_sbatch, in_spec, sentence
 from broker.spec.models import Resources
 from tests.accounting import job
 

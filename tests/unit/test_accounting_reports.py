@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.accounting.definitions import REPORTS
 from broker.accounting.histograms import ERROR, histogram, merged, quantile
-from broker.accounting.measures import Measure, Sums
-from broker.accounting.reports import DIMENSIONS, PERIODS, dimensions, period_bounds, period_name
-from broker.accounting.sources import SOURCES
 from broker.cli.report import last_whole
+from broker.reports.definitions import REPORTS
+from broker.reports.measures import Measure, Sums
+from broker.reports.sources import SOURCES
+from broker.reports.wanted import DIMENSIONS, PERIODS, dimensions, period_bounds, period_name
 from broker.slurm.states import SlurmState
 
 MEASURES = {one.name: one for report in REPORTS.values() for one in report.measures}

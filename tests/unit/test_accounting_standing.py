@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.accounting.standing import (
+from broker.reports.standing import (
     DAY,
     LONGER,
     RECENT,

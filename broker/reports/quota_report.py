@@ -11,12 +11,18 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions_now import LINE
-from broker.accounting.measures import Sums
-from broker.accounting.merging import merged
-from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
-from broker.accounting.standing import (
+from broker.db import utcnow
+from broker.identity.tables import TenantRow
+from broker.quotas.accounts import gpu_use
+from broker.quotas.ledger import HOUR_S
+from broker.quotas.periods import bounds, day_of, month_of
+from broker.quotas.service import GIB, UNITS, Resource, periods, quota_of
+from broker.quotas.tables import ChargeRow, ReservationRow, UseRow
+from broker.reports.definitions_now import LINE
+from broker.reports.measures import Sums
+from broker.reports.merging import merged
+from broker.reports.standing import (
     DAY,
     LONGER,
     RECENT,
@@ -28,13 +34,7 @@ from broker.accounting.standing import (
     mean_per_day,
     outlook,
 )
-from broker.db import utcnow
-from broker.identity.tables import TenantRow
-from broker.quotas.accounts import gpu_use
-from broker.quotas.ledger import HOUR_S
-from broker.quotas.periods import bounds, day_of, month_of
-from broker.quotas.service import GIB, UNITS, Resource, periods, quota_of
-from broker.quotas.tables import ChargeRow, ReservationRow, UseRow
+from broker.reports.wanted import Group, Scope, Wanted
 from broker.runs.tables import ClusterRow
 from broker.settings import QuotaSettings
 

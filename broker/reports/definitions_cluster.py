@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.accounting.measures import HOUR, Compute, Measure, Report, Sums, Value, ratio, text
+from broker.reports.measures import HOUR, Compute, Measure, Report, Sums, Value, ratio, text
 
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 LINE: Final = "line"

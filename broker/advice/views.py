@@ -7,9 +7,10 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from broker.accounting.advice import Attempt, Finding, advise
-from broker.accounting.advice_facts import Facts, Unread, asked_of, facts_of, last_runs, moment, specs_of
-from broker.accounting.advice_schemas import (
+from broker.accounting.schemas import Source
+from broker.advice.facts import Facts, Unread, asked_of, facts_of, last_runs, moment, specs_of
+from broker.advice.rules import Attempt, Finding, advise
+from broker.advice.schemas import (
     ComponentAdvice,
     FindingView,
     PipelineAdvice,
@@ -18,8 +19,7 @@ from broker.accounting.advice_schemas import (
     Saving,
     UnreadJob,
 )
-from broker.accounting.advice_texts import UNITS, for_sbatch, in_spec, sentence
-from broker.accounting.schemas import Source
+from broker.advice.texts import UNITS, for_sbatch, in_spec, sentence
 from broker.errors import NotFound
 from broker.identity import Principal
 from broker.pipelines.service import find_pipeline, get_version

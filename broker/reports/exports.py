@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Final
 
-from broker.accounting.export import csv_of
-from broker.accounting.parquet import MEDIA_TYPE, parquet_of
-from broker.accounting.reports import period_bounds, period_name
-from broker.accounting.schemas import ReportView
+from broker.reports.export import csv_of
+from broker.reports.parquet import MEDIA_TYPE, parquet_of
+from broker.reports.schemas import ReportView
+from broker.reports.wanted import period_bounds, period_name
 
 MOST_BEHIND: Final = 100
 """Periods that are caught up on, at most: a worker that was away for longer begins with these."""

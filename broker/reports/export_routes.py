@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from broker.accounting.export_tables import ReportExportRow
 from broker.api.security import Ctx, requires
 from broker.identity import Permission, Principal
+from broker.reports.export_tables import ReportExportRow
 
 router = APIRouter(tags=["reports"])
 Admin = Annotated[Principal, Depends(requires(Permission.EXPORTS_READ))]

@@ -8,11 +8,11 @@ from urllib.parse import urlencode
 
 from sqlalchemy.orm import Session
 
-from broker.accounting import sources
 from broker.accounting.histograms import ERROR
-from broker.accounting.measures import Report, Sums, Value
-from broker.accounting.reports import PERIODS, Group, Scope, Wanted, dimensions, period_bounds, whole
-from broker.accounting.schemas import Coverage, Line, MeasureView, ReportDescription, ReportView
+from broker.reports import sources
+from broker.reports.measures import Report, Sums, Value
+from broker.reports.schemas import Coverage, Line, MeasureView, ReportDescription, ReportView
+from broker.reports.wanted import PERIODS, Group, Scope, Wanted, dimensions, period_bounds, whole
 
 ROOT = "/api/v1/reports"
 _DIGITS = 6

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from broker.accounting.measures import Value
-from broker.accounting.schemas import Coverage, JobFacts, Line, ReportView
 from broker.audit.reading import csv_text
+from broker.reports.measures import Value
+from broker.reports.schemas import Coverage, JobFacts, Line, ReportView
 
 
 def csv_of(view: ReportView) -> str:

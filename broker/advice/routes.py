@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from broker.accounting.advice_applying import apply_advice
-from broker.accounting.advice_schemas import (
+from broker.advice.applying import apply_advice
+from broker.advice.schemas import (
     MOST_RUNS,
     AppliedAdvice,
     ApplyRequest,
     PipelineAdvice,
     RunAdvice,
 )
-from broker.accounting.advice_views import advice_for_pipeline, advice_for_run
+from broker.advice.views import advice_for_pipeline, advice_for_run
 from broker.api.idempotency import IdempotencyKey, lookup, remember, request_hash
 from broker.api.security import Ctx, requires
 from broker.identity import Permission, Principal

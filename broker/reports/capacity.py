@@ -16,16 +16,16 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from broker.accounting import days
-from broker.accounting.definitions import CORE_HOURS, GPU_HOURS
-from broker.accounting.definitions_cluster import PERIODS
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow
 from broker.accounting.looks import EVENTS
-from broker.accounting.measures import HOUR, Sums
-from broker.accounting.reports import Group, Scope, Wanted, period_name
 from broker.accounting.schemas import Source
-from broker.accounting.spans import Span, by_day, cut, merged, without
 from broker.accounting.tables import AccountingCursorRow
+from broker.reports import days
+from broker.reports.definitions import CORE_HOURS, GPU_HOURS
+from broker.reports.definitions_cluster import PERIODS
+from broker.reports.measures import HOUR, Sums
+from broker.reports.spans import Span, by_day, cut, merged, without
+from broker.reports.wanted import Group, Scope, Wanted, period_name
 from broker.slurm.events import Lack
 
 CORES: Final = ""

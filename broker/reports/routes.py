@@ -9,19 +9,19 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
-from broker.accounting.definitions import REPORTS
-from broker.accounting.export import csv_of, jobs_csv
-from broker.accounting.jobs import behind, page_of, pages_of
-from broker.accounting.measures import Report
-from broker.accounting.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
-from broker.accounting.reports import Wanted, dimensions, scope_of
-from broker.accounting.schemas import JobFacts, ReportList, ReportView
-from broker.accounting.views import describe, view_report
 from broker.api.pagination import Page, PageParams
 from broker.api.security import Ctx, requires
 from broker.db import utcnow
 from broker.errors import InvalidRequest, NotFound, Problem
 from broker.identity import Permission, Principal
+from broker.reports.definitions import REPORTS
+from broker.reports.export import csv_of, jobs_csv
+from broker.reports.jobs import behind, page_of, pages_of
+from broker.reports.measures import Report
+from broker.reports.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
+from broker.reports.schemas import JobFacts, ReportList, ReportView
+from broker.reports.views import describe, view_report
+from broker.reports.wanted import Wanted, dimensions, scope_of
 
 router = APIRouter(prefix="/reports", tags=["reports"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]

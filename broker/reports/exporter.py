@@ -17,26 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker import metrics
-from broker.accounting.definitions import REPORTS
-from broker.accounting.export_tables import ReportExportRow
-from broker.accounting.exports import (
-    TYPES,
-    StoredReport,
-    Version,
-    digest,
-    due_periods,
-    file_key,
-    manifest,
-    manifest_key,
-    midnight,
-    rendered,
-    to_check,
-    unread,
-)
-from broker.accounting.reports import Scope, Wanted, dimensions, period_bounds, period_name
-from broker.accounting.schemas import ReportView, Source
-from broker.accounting.sources import read_up_to
-from broker.accounting.views import view_report
+from broker.accounting.schemas import Source
 from broker.audit import record
 from broker.checks import Check
 from broker.context import Context
@@ -52,6 +33,26 @@ from broker.errors import (
 )
 from broker.identity import SYSTEM
 from broker.objects import ObjectStore
+from broker.reports.definitions import REPORTS
+from broker.reports.export_tables import ReportExportRow
+from broker.reports.exports import (
+    TYPES,
+    StoredReport,
+    Version,
+    digest,
+    due_periods,
+    file_key,
+    manifest,
+    manifest_key,
+    midnight,
+    rendered,
+    to_check,
+    unread,
+)
+from broker.reports.schemas import ReportView
+from broker.reports.sources import read_up_to
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted, dimensions, period_bounds, period_name
 from broker.settings import ReportExportSettings, ReportSettings
 
 log = structlog.get_logger("broker.reports")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.accounting.measures import Sums
-from broker.accounting.reports import Group
+from broker.reports.measures import Sums
+from broker.reports.wanted import Group
 
 
 def merged(groups: Iterable[Group]) -> list[Group]:

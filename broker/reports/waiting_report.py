@@ -8,9 +8,6 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker.accounting.measures import Sums
-from broker.accounting.merging import merged
-from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingJobRow
 from broker.accounting.waiting import Pending, load, waited
@@ -19,6 +16,9 @@ from broker.db import utcnow
 from broker.queueing.listing import explanations
 from broker.queueing.order import in_words
 from broker.queueing.reasons import Why, of_slurm
+from broker.reports.measures import Sums
+from broker.reports.merging import merged
+from broker.reports.wanted import Group, Scope, Wanted
 
 
 def waiting_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:

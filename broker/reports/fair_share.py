@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
-from broker.accounting.definitions_cluster import LINE
 from broker.accounting.event_tables import AccountingLookRow, AccountingShareRow
 from broker.accounting.looks import SHARES
-from broker.accounting.measures import Sums
-from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
+from broker.reports.definitions_cluster import LINE
+from broker.reports.measures import Sums
+from broker.reports.wanted import Group, Scope, Wanted
 
 _NUMBERS = ("level_fs", "fair_share", "norm_shares", "effective_usage", "raw_usage")
 Row = AccountingShareRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from broker.accounting.advice import (
+from broker.advice.rules import (
     CPU_MARGIN,
     GPU_TARGET,
     KILLED_MARGIN,

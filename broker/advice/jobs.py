@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from broker.accounting.advice import Asked, Attempt, advise
-from broker.accounting.advice_texts import for_sbatch
 from broker.accounting.tables import AccountingJobRow
+from broker.advice.rules import Asked, Attempt, advise
+from broker.advice.texts import for_sbatch
 
 SAMPLE_S = 30
 """Slurm's default `JobAcctGatherFrequency` (slurm.conf(5)), unless a caller knows better."""

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Integer, false
 
-from broker.accounting.measures import Measure, Report, Sums, Value
 from broker.identity import Principal, Role
+from broker.reports.measures import Measure, Report, Sums, Value
 from broker.settings import QuotaSettings
 
 COLUMNS: Final = ("cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_count", "size", "outcome")

@@ -15,14 +15,15 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker.accounting import days, reports
-from broker.accounting.capacity import core_groups, downtime_groups, events_ages, gpu_groups
-from broker.accounting.fair_share import share_groups, shares_ages
-from broker.accounting.quota_report import quota_groups, settled_at
-from broker.accounting.reports import Group, Scope, Wanted
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
-from broker.accounting.waiting_report import looked_at, waiting_groups
+from broker.reports import days
+from broker.reports import wanted as reports
+from broker.reports.capacity import core_groups, downtime_groups, events_ages, gpu_groups
+from broker.reports.fair_share import share_groups, shares_ages
+from broker.reports.quota_report import quota_groups, settled_at
+from broker.reports.waiting_report import looked_at, waiting_groups
+from broker.reports.wanted import Group, Scope, Wanted
 
 Reader = Callable[[Session, Wanted, Scope], Sequence[Group]]
 Ages = Callable[[Session], list[Source]]

@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from broker.accounting.advice import Resource
-from broker.accounting.advice_schemas import ApplyRequest, Change, Choice, FindingView, PipelineAdvice
-from broker.accounting.advice_views import advice_for_pipeline
+from broker.advice.rules import Resource
+from broker.advice.schemas import ApplyRequest, Change, Choice, FindingView, PipelineAdvice
+from broker.advice.views import advice_for_pipeline
 from broker.audit import record
 from broker.context import Context
 from broker.errors import Conflict, InvalidRequest, Problem

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from broker.accounting.advice import Confidence, Resource, Rule
 from broker.accounting.schemas import Source
+from broker.advice.rules import Confidence, Resource, Rule
 from broker.pipelines.schemas import PipelineView, VersionSummary
 from broker.runs.states import JobState
 from broker.text import RequestModel

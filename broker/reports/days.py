@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session
 from typing_extensions import override
 
 from broker.accounting import packed
-from broker.accounting.definitions import LOST
-from broker.accounting.grouping import Grouped, Label, group, labelled
-from broker.accounting.measures import Measure, Sums
-from broker.accounting.reports import PERIODS, Group, Groups, Scope, Wanted, period_name
+from broker.reports.definitions import LOST
+from broker.reports.grouping import Grouped, Label, group, labelled
+from broker.reports.measures import Measure, Sums
+from broker.reports.wanted import PERIODS, Group, Groups, Scope, Wanted, period_name
 
 _OUTCOME: Final = "outcome"
 _WAITS: Final = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.accounting.measures import Compute, Measure, Report, Sums, Value, ratio, text
+from broker.reports.measures import Compute, Measure, Report, Sums, Value, ratio, text
 
 LINE: Final = "line"
 """Counts the lines that were added up: of several, amounts of different things are no amount."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.accounting.definitions_cluster import CORE_UTILISATION, FAIR_SHARE, NODE_DOWNTIME, UTILISATION
-from broker.accounting.definitions_now import QUOTAS, WAITING
 from broker.accounting.histograms import ERROR, quantile
-from broker.accounting.measures import HOUR, Compute, Measure, Report, ratio
+from broker.reports.definitions_cluster import CORE_UTILISATION, FAIR_SHARE, NODE_DOWNTIME, UTILISATION
+from broker.reports.definitions_now import QUOTAS, WAITING
+from broker.reports.measures import HOUR, Compute, Measure, Report, ratio
 
 LOST: Final = (
     "BOOT_FAIL",

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from broker.accounting.measures import Value
-from broker.accounting.schemas import JobFacts, Line, MeasureView, ReportView
+from broker.reports.measures import Value
+from broker.reports.schemas import JobFacts, Line, MeasureView, ReportView
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,14 +9,14 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
-from broker.accounting.advice_jobs import SAMPLE_S, options_for
-from broker.accounting.measures import HOUR, ratio
-from broker.accounting.reports import Scope, same
-from broker.accounting.schemas import JobFacts
 from broker.accounting.tables import AccountingJobRow as Job
+from broker.advice.jobs import SAMPLE_S, options_for
 from broker.api.pagination import PageRequest, decode, encode
 from broker.db import Database
 from broker.errors import InvalidRequest, Problem
+from broker.reports.measures import HOUR, ratio
+from broker.reports.schemas import JobFacts
+from broker.reports.wanted import Scope, same
 
 _COLUMNS: Final[Mapping[str, Any]] = {
     "cluster": Job.cluster,

@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
-from broker.accounting.advice import Asked, Attempt
-from broker.accounting.advice_jobs import peak_of
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
+from broker.advice.jobs import peak_of
+from broker.advice.rules import Asked, Attempt
 from broker.identity import Principal
 from broker.pipelines.tables import PipelineVersionRow
 from broker.runs.states import JobState, RunState

@@ -1,0 +1,1 @@
+"""What to ask for next time, from what jobs have used."""
