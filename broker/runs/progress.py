@@ -87,15 +87,18 @@ def _number(value: Any) -> float | None:
     return float(value) if abs(value) <= MOST else None  # neither NaN nor infinite
 
 
-_COUNT = r"[\s:=#]*[\[(]?\s*(\d{1,12})\s*(?:/|\bof\b)\s*(\d{1,12})"
+# Every repetition has a bound: of 64 KiB of blanks, two open ones side by side make half a minute.
+_COUNT = r"[\s:=#]{0,20}[\[(]?\s{0,20}(\d{1,12})\s{0,20}(?:/|\bof\b)\s{0,20}(\d{1,12})"
 _EPOCH = re.compile(rf"\bepochs?\b{_COUNT}", re.IGNORECASE)
 _STEP = re.compile(
     rf"\b(?:global[ _])?(?:steps?|iter(?:ation)?s?|batch(?:es)?){_COUNT}"  # step 3/30, Iteration: [3/30]
-    r"|\d{1,3}%\|[^|\r\n]{0,200}\|\s*(\d{1,12})/(\d{1,12})\s*\["  # tqdm: 45%|####  | 450/1000 [00:10<…
-    r"|^\s*(\d{1,12})/(\d{1,12})\s*(?:\[|━)",  # Keras: 12/938 [====> …
+    r"|\d{1,3}%\|[^|\r\n]{0,200}\|\s{0,20}(\d{1,12})/(\d{1,12})\s{0,20}\["  # tqdm: 45%|###  | 450/1000 [0:10
+    r"|^[ \t]{0,80}(\d{1,12})/(\d{1,12})\s{0,20}(?:\[|━)",  # Keras: 12/938 [====> …
     re.IGNORECASE | re.MULTILINE,
 )
-_PERCENT = re.compile(r"\b(?:progress|completed?|done)\b[\s:=]*(\d{1,3}(?:\.\d{1,6})?)\s*%", re.IGNORECASE)
+_PERCENT = re.compile(
+    r"\b(?:progress|completed?|done)\b[\s:=]{0,20}(\d{1,3}(?:\.\d{1,6})?)\s{0,20}%", re.IGNORECASE
+)
 
 
 def read_log(text: str, epoch: tuple[int, int] | None = None) -> Report | None:

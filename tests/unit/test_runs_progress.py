@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from broker.runs.heartbeat import TAIL
 from broker.runs.progress import FILE_LIMIT, Progress, Report, advance, read_file, read_log
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -83,6 +85,16 @@ def test_figures_that_no_database_takes_are_left_out() -> None:
 def test_patterns_in_a_log(text: str, fraction: float | None) -> None:
     found = read_log(text)
     assert (found.fraction if found else None) == (None if fraction is None else pytest.approx(fraction))
+
+
+@pytest.mark.parametrize("text", ["\n", "\r", "step ", "epoch\t", "done ", "1%|", "step 1 ", "epoch 1 of "])
+@pytest.mark.parametrize("again", [" ", "\n", "", None])
+def test_no_log_makes_the_worker_stand_still(text: str, again: str | None) -> None:
+    """Patterns hold the interpreter: what a program prints must not stop all else that the worker does."""
+    log = text * TAIL if again is None else text + (again or text) * TAIL
+    began = time.process_time()
+    assert read_log(log[-TAIL:]) is None and read_log(log[:TAIL]) is None
+    assert time.process_time() - began < 3
 
 
 def test_an_epoch_counts_although_its_line_has_left_the_end_of_the_log() -> None:
