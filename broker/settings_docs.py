@@ -21,7 +21,7 @@ FILE: Final = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 _INTRODUCTION: Final = f"""\
 # Settings
 
-Written by `python -m broker.settings_docs` from `broker/settings.py`; change them there.
+Written by `python -m broker.settings_docs` from `broker/settings/`; change them there.
 
 Where a value comes from, first found wins: an environment variable; the TOML file named by
 `{CONFIG_FILE_VARIABLE}` (default `broker.toml` in the working directory); the default below. Two underscores
