@@ -25,7 +25,7 @@ from broker.compiler.names import log_dir, log_paths, output_dir, run_dir
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Unreachable
 from broker.hosts import Host
 from broker.hosts.files import stat_all
 from broker.identity import SYSTEM
@@ -200,12 +200,12 @@ class Watcher:
         before = job_progress(job)
         report: Report | None = None
         if place.progress in signs:
-            report = read_file(b"".join(host.read(place.progress, 0, FILE_LIMIT + 1)))
+            report = read_file(_read(host, place.progress, 0, FILE_LIMIT + 1))
             if report is not None:
                 return advance(before, report, "file", now, job.restarts)
         if place.training in signs and not (before and before.source == "file"):
             size = signs[place.training][0]
-            tail = b"".join(host.read(place.training, max(0, size - TAIL), TAIL))
+            tail = _read(host, place.training, max(0, size - TAIL), TAIL)
             same = before is not None and before.restart == job.restarts
             report = read_log(tail.decode(errors="replace"), before.epoch if before and same else None)
             if report is not None:
@@ -256,6 +256,20 @@ class Watcher:
                 record(
                     session, SYSTEM, "run.ended_for_silence", "run", run.id, None, after, tenant=run.tenant
                 )
+
+
+def _read(host: Host, path: str, offset: int, length: int) -> bytes:
+    """A piece of a program's file; nothing where none can be read (a link, a folder, a pipe, gone meanwhile).
+
+    What one program does with its own files must not end the look at everybody else's.
+    """
+    try:
+        return b"".join(host.read(path, offset, length))
+    except BrokerError as error:
+        if isinstance(error, Unreachable):
+            stat_all(host, [path])  # raises where it is the host
+        log.info("file_not_read", path=path, detail=error.detail)
+        return b""
 
 
 def job_progress(job: JobRow) -> Progress | None:

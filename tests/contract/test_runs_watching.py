@@ -318,6 +318,34 @@ def test_what_cannot_be_looked_at_is_not_silent(desk: Desk) -> None:
     assert desk.job().reap  # it was silent all the time
 
 
+@pytest.mark.parametrize("what", ["link", "folder", "pipe"])
+def test_what_one_program_leaves_in_place_of_its_files_stops_nobody_elses_watch(
+    desk: Desk, what: str
+) -> None:
+    """All runs of an account are looked at together; in service mode that is everybody's."""
+    other = desk.api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    paths = log_paths(desk.ctx.profile("main"), other, "trainer", 1, 0)
+    Path(paths.training).parent.mkdir(parents=True)
+    Path(paths.training).write_text("step 1/4\n")
+    with desk.ctx.db.write() as session:
+        for job in newest_jobs(session, other):
+            job.slurm_job_id, job.state, job.started_at = 99, JobState.RUNNING, utcnow()
+    for path in (desk.paths.progress, desk.paths.training):
+        Path(path).unlink(missing_ok=True)
+        if what == "link":
+            Path(path).symlink_to("/etc/hostname")
+        else:
+            os.mkfifo(path) if what == "pipe" else Path(path).mkdir()
+    held = os.open(desk.paths.progress, os.O_RDWR) if what == "pipe" else None  # somebody may still write
+    desk.watcher.tick()
+    if held is not None:
+        os.close(held)
+    with desk.ctx.db.read() as session:
+        seen = {job.component: job for job in newest_jobs(session, other)}["trainer"]
+    assert seen.heartbeat_at is not None and (seen.progress or {})["fraction"] == 0.25
+    assert desk.job().heartbeat_at is not None and desk.job().progress is None
+
+
 def test_a_suspended_job_is_not_silent(desk: Desk) -> None:
     desk.watcher.tick()
     desk.silent_for(9 * HOUR, flagged=8 * HOUR)
