@@ -107,7 +107,7 @@ class ApplyRequest(RequestModel):
     """Which advice becomes a new version of the pipeline."""
 
     version: int = Field(ge=1, description="The version that the advice was read for; it must be the newest")
-    choose: Sequence[Choice] | None = Field(None, max_length=10_000, description="Unset: all of it")
+    choose: Sequence[Choice] | None = Field(None, max_length=20_000, description="Unset: all of it")
     runs: int = Field(20, ge=1, le=MOST_RUNS, description="How many of the last runs to tell from")
 
 

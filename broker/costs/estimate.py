@@ -1,7 +1,6 @@
-"""What a run may cost at most, before it is asked for. Pure.
+"""What a run costs if each component runs once, to the end of its time limit, at today's prices. Pure.
 
-As if each component ran once, up to its time limit, at today's prices: it ends earlier as a rule, and what is
-tried again costs again. Where the cluster chooses partition, QOS or GPU type itself, prices that name one do
+Known before it is asked for. It ends earlier as a rule, and what is tried again costs again. Where the cluster chooses partition, QOS or GPU type itself, prices that name one do
 not count: it may cost more.
 """
 

@@ -84,7 +84,10 @@ class CostLine(BaseModel):
 
 
 class CostEstimate(BaseModel):
-    """What a run may cost at most: each component once, up to its time limit, at today's prices."""
+    """What a run costs if each component runs once, to the end of its time limit, at today's prices.
+
+    Without the prices that name a partition, QOS or GPU type that only Slurm chooses: with these it costs more.
+    """
 
     currency: str
     amount: Decimal | None = Field(description="Null: nothing in it has a price, or billing units have one")

@@ -70,7 +70,7 @@ def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
 def view_estimate(
     session: Session, spec: PipelineSpec, profile: ClusterProfile, settings: CostSettings
 ) -> CostEstimate:
-    """What a run of a pipeline may cost at most on a cluster."""
+    """What a run of a pipeline costs on a cluster if each component uses up its time limit once."""
     found = estimated(book_of(session, settings.currency), spec, profile, utcnow().date())
     line = _line({}, found or [], settings.currency)
     return CostEstimate(
