@@ -54,7 +54,7 @@ def compile_version(
 ) -> Compiled:
     """Show the scripts and sbatch arguments of a version, exactly but for what only a run has, and its cost.
 
-    `estimate`: what a run may cost at most, as training, at today's prices.
+    `estimate`: what a run costs, as training, if each component uses up its time limit once.
     """
     request = body or CompileRequest()
     with ctx.db.read() as session:

@@ -86,7 +86,7 @@ class CostLine(BaseModel):
 class CostEstimate(BaseModel):
     """What a run costs if each component runs once, to the end of its time limit, at today's prices.
 
-    Without the prices that name a partition, QOS or GPU type that only Slurm chooses: with these it costs more.
+    Prices that name a partition, QOS or GPU type that only Slurm chooses are not in it.
     """
 
     currency: str
