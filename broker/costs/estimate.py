@@ -1,7 +1,7 @@
 """What a run costs if each component runs once, to the end of its time limit, at today's prices. Pure.
 
-Known before it is asked for. It ends earlier as a rule, and what is tried again costs again. Where the cluster
-chooses partition, QOS or GPU type itself, prices that name one do not count: it may cost more.
+Known before it is asked for. It ends earlier as a rule, and what is tried again costs again. Where the
+cluster chooses partition, QOS or GPU type itself, prices that name one do not count: it may cost more.
 """
 
 from __future__ import annotations
