@@ -13,12 +13,15 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
 _JOBSTATS = "JS1:"
 _MOST_BYTES = 1 << 20
+_NO_JOBSTATS = (binascii.Error, zlib.error, OSError, EOFError, RecursionError, OverflowError)
+"""What unpacking raises for a comment that was cut, or is somebody else's."""
 
 
 class GpuSource(StrEnum):
@@ -60,7 +63,7 @@ def jobstats(comment: str) -> float | None:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             nodes: Mapping[str, Any] = json.loads(file.read(_MOST_BYTES))["nodes"]
         shares = [float(one) for node in nodes.values() for one in node.get("gpu_utilization", {}).values()]
-    except (binascii.Error, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+    except (*_NO_JOBSTATS, ValueError, KeyError, TypeError, AttributeError):
         return None
     return _percent(sum(shares) / len(shares)) if shares else None
 

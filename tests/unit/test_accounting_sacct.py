@@ -161,6 +161,9 @@ def test_several_partitions_of_one_request_are_one_job() -> None:
 BROKEN: tuple[object, ...] = (7, [], {"nodes": 3}, {"nodes": {"n": []}}, {"nodes": {"n": {}}})
 
 
+DAMAGED = gzip.compress(b"")[:10] + b"\xff" * 20, gzip.compress(b"[" * 100_000), gzip.compress(b"{}")[:12]
+
+
 def packed(stats: object) -> str:
     return "JS1:" + base64.b64encode(gzip.compress(json.dumps(stats).encode())).decode()
 
@@ -179,7 +182,8 @@ def test_gpu_use_is_read_from_jobstats_and_else_from_slurm() -> None:
     "comment",
     ["JS1:None", "JS1:Short", "JS1:====", "JS1:" + base64.b64encode(b"not compressed").decode()]
     + [packed(stats) for stats in BROKEN]
-    + [packed({"nodes": {"n": {"gpu_utilization": {"0": value}}}}) for value in ("x", None, 1e9, -1)]
+    + [packed({"nodes": {"n": {"gpu_utilization": {"0": value}}}}) for value in ("x", None, 1e9, -1, 10**400)]
+    + ["JS1:" + base64.b64encode(data).decode() for data in DAMAGED]
     + ["by hand: 100 %", ""],
 )
 def test_gpu_use_that_nobody_measured_is_unknown_and_never_0(comment: str) -> None:
