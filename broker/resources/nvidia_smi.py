@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from statistics import fmean
 from xml.etree import ElementTree
 
@@ -21,8 +22,10 @@ from broker.compiler.names import GPU_SAMPLE_FIELDS
 from broker.resources.usage import GpuUse, Source
 
 _COLUMNS = GPU_SAMPLE_FIELDS.count(",") + 1
-_SLICE = re.compile(r"\s+MIG\s+\S+\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)")
-_GPU = re.compile(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)")
+_SLICE = re.compile(r"\s{1,9}MIG\s{1,9}\S{1,40}\s{1,9}Device\s{1,9}(\d{1,4}): \(UUID: (MIG-[^)]{1,80})\)")
+_GPU = re.compile(r"GPU \d{1,4}: .{0,200}\(UUID: (GPU-[^)]{1,80})\)")
+MOST = 256
+"""GPUs and slices of one node at most (16 GPUs of 7 slices are 112): what names more is no list of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def _sample(row: list[str]) -> Sample | None:
         at = datetime.strptime(when, "%Y/%m/%d %H:%M:%S.%f").replace(tzinfo=UTC)
     except ValueError:
         return None
-    if not index.isdigit():
+    if re.fullmatch("[0-9]{1,4}", index) is None:
         return None
     return Sample(
         at,
@@ -156,12 +159,12 @@ def use_of(
     for sample in samples:
         if sample.at >= now - window:
             recent.setdefault(sample.index, []).append(sample)
-    parts = list(slices)
+    parts = list(islice(slices, MOST))
     found: list[GpuUse] = []
-    for index, mine in sorted(recent.items(), key=lambda item: int(item[0])):
+    for index, mine in sorted(recent.items(), key=lambda item: int(item[0]))[:MOST]:
         last = mine[-1]
         if last.mig:
-            found += [_of_slice(node, last, part, now) for part in parts if part.gpu in {last.uuid, ""}]
+            found += [_of_slice(node, last, part, now) for part in parts if part.gpu == last.uuid]
             continue
         utils = [one.util for one in mine if one.util is not None]
         found.append(
@@ -179,7 +182,7 @@ def use_of(
                 min(last.at, now),
             )
         )
-    return found
+    return found[:MOST]
 
 
 def _of_slice(node: str, gpu: Sample, part: Slice, now: datetime) -> GpuUse:

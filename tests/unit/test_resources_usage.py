@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.resources import dcgm
-from broker.resources.gauge import used_by_node
-from broker.resources.nvidia_smi import parse_samples, parse_slices, use_of
+from broker.resources.gauge import SLICES, used_by_node
+from broker.resources.nvidia_smi import MOST, parse_samples, parse_slices, use_of
 from broker.resources.usage import CpuMeter, GpuUse, JobUse, Source, choose, slurm_use
 from broker.runs.measured import MeasuredGpu
 from broker.slurm import StepUsage
@@ -106,13 +107,17 @@ def test_the_mean_over_the_last_lines_counts_and_an_old_file_tells_nothing() -> 
         "Failed to initialize NVML: Driver/library version mismatch",
         "26/05/01 11:59:00.000, 0, GPU-0, 1, 1, 100, 200, 40, 50.0, Disabled",
         "2026/05/01 11:59:00.000, x, GPU-0, 1, 1, 100, 200, 40, 50.0, Disabled",
+        "2026/05/01 11:59:00.000, ², GPU-0, 1, 1, 100, 200, 40, 50.0, Disabled",
+        f"2026/05/01 11:59:00.000, {'9' * 5000}, GPU-0, 1, 1, 100, 200, 40, 50.0, Disabled",
         "2026/05/01 11:59:00.000, 0, GPU-0, 1, 1, 100, 200, 40, 50.0",
         '"2026/05/01 11:59:00.000, 0, GPU-0',
     ],
 )
 def test_a_line_that_is_none_costs_that_line(line: str) -> None:
     good = "2026/05/01 11:59:00.000, 0, GPU-0, 1, 1, 100, 200, 40, 50.0, Disabled"
-    assert [sample.util for sample in parse_samples(f"{good}\n{line}\n{good}\n")] == [1.0, 1.0]
+    samples = parse_samples(f"{good}\n{line}\n{good}\n")
+    assert [sample.util for sample in samples] == [1.0, 1.0]
+    assert len(use_of("n1", samples, [], NOW, MINUTE)) == 1
 
 
 def test_impossible_figures_are_unknown() -> None:
@@ -130,6 +135,17 @@ def test_whatever_a_job_writes_nothing_breaks(text: str) -> None:
             parse_slices(document)
         except ValueError:
             continue
+
+
+def test_what_a_job_writes_costs_neither_minutes_nor_gigabytes() -> None:
+    began = time.process_time()
+    unclosed = "# \n" + "GPU 0: " + "(UUID: GPU-" * (SLICES // 11)
+    assert parse_slices(f"{unclosed}\n<nvidia_smi_log></nvidia_smi_log>") == []
+    devices = "<mig_device></mig_device>" * (SLICES // 25)
+    slices = parse_slices(f"# \n<nvidia_smi_log><gpu>{devices}</gpu></nvidia_smi_log>")
+    lines = "\n".join(f"2026/05/01 12:00:00.000, {n}, , 1, 1, 1, 1, 1, 1, Enabled" for n in range(250))
+    assert len(use_of("n1", parse_samples(lines), slices, NOW, MINUTE)) <= MOST
+    assert time.process_time() - began < 2
 
 
 def test_entities_are_not_expanded() -> None:
