@@ -51,6 +51,11 @@ def test_every_alarm_has_a_case_in_which_it_fires() -> None:
     assert fired == {rule["alert"] for rule in RULES}
 
 
+def test_no_alarm_is_there_twice() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(names) == len(set(names))  # to Alertmanager two of one name are one, with either text
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_an_alarm_reads_what_exists_and_says_what_to_do(rule: dict[str, Any]) -> None:
     read = metrics_of(rule["expr"])
