@@ -12,7 +12,7 @@ from broker.errors import InvalidRequest, NotFound, Problem
 from broker.identity import Principal
 from broker.objects.manifest import StoredFile
 from broker.runs.collection import load_manifest
-from broker.runs.log_lines import Level, Line, Wanted, last_level, lines, whole_lines
+from broker.runs.log_lines import LINE_LIMIT, Level, Line, Wanted, last_level, lines, whole_lines
 from broker.runs.schemas import LogChunk, LogLine, LogLines
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
@@ -146,11 +146,18 @@ def read_lines(
 
 
 def _blocks(found: OpenLog, start: int) -> Iterator[tuple[bytes, int, Level]]:
-    """Whole lines from `start` on: (block, its offset, the level of the line above it)."""
-    end = min(found.size, start + SCAN)
-    rest, at, before = b"", start, Level.INFO
-    for piece in found.read(start, end - start):
-        data = rest + piece
+    """Whole lines from `start` on: (block, its offset, the level of the line above it).
+
+    What lies just above `start` is read for its level only: that of lines which are indented.
+    """
+    top, end = max(0, start - LINE_LIMIT), min(found.size, start + SCAN)
+    above, rest, at, before = b"", b"", start, Level.INFO
+    for piece in found.read(top, end - top):
+        missing = start - top - len(above)
+        if missing:
+            above += piece[:missing]
+            before = last_level(above, Level.INFO)
+        data = rest + piece[missing:]
         final = found.over and at + len(data) >= found.size
         cut = whole_lines(data, final=final)
         if cut:

@@ -18,7 +18,7 @@ from broker.api.sockets import Who
 from broker.context import Context
 from broker.identity import Principal
 from broker.runs.events import events_after
-from broker.runs.log_lines import Wanted
+from broker.runs.log_lines import LINE_LIMIT, Wanted
 from broker.runs.logs import EVERYTHING, Stream, read_lines
 from broker.runs.schemas import LogLines
 from broker.runs.states import RunState
@@ -102,7 +102,7 @@ async def follow_log(ctx: Context, who: Who, choice: LogChoice) -> AsyncIterator
             wanted=choice.wanted,
             limit=LOG_LINES,
         )
-        moved, offset = found.next_offset > found.offset, found.next_offset
+        offset, left = found.next_offset, found.size - found.next_offset
         if found.lines or found.complete or first:
             first, quiet_since = False, time.monotonic()
             yield found
@@ -111,8 +111,8 @@ async def follow_log(ctx: Context, who: Who, choice: LogChoice) -> AsyncIterator
             yield None
         if found.complete:
             return
-        if not moved:
-            await asyncio.sleep(LOG_LOOK_S)
+        if offset == found.offset or (left < LINE_LIMIT and len(found.lines) < LOG_LINES):
+            await asyncio.sleep(LOG_LOOK_S)  # up to half a line, that was all: a look is two commands
 
 
 def log_frame(found: LogLines | None) -> str:

@@ -5,6 +5,7 @@ Slurm alone is not there: what it says is written into the rows, as the tracker 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tracemalloc
@@ -427,6 +428,44 @@ def test_a_socket_brings_lines_as_they_are_written(desk: Desk, monkeypatch: pyte
             token = desk.api.tokens["ann"]
             socket.send(json.dumps({"token": token, "offset": piece["next_offset"]}))
             assert json.loads(socket.recv(20))["lines"] == []
+
+
+def test_what_is_indented_has_its_level_wherever_reading_goes_on(desk: Desk) -> None:
+    """A traceback is written in pieces: a follower's look may come between any two of its lines."""
+    desk.say("ERROR no\nTraceback (most recent call last):\n")
+    found = lines_of(desk, level="error")
+    desk.say("  File x, line 1\n    f()\n")
+    more = lines_of(desk, level="error", offset=found["next_offset"])
+    assert [line["text"] for line in more["lines"]] == ["  File x, line 1", "    f()"]
+    again = lines_of(desk, level="error", offset=more["lines"][1]["offset"])
+    assert [(line["text"], line["level"]) for line in again["lines"]] == [("    f()", "error")]
+
+
+def test_a_log_that_grows_all_the_time_is_looked_at_once_in_a_while(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is two commands on the login node: no line of a busy log may cost one of its own."""
+    monkeypatch.setattr(streams, "LOG_LOOK_S", 0.01)
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(seconds)
+
+    async def ann() -> Principal:
+        desk.say("another line\n")  # before every look
+        return desk.ann
+
+    async def follow() -> None:
+        following = streams.follow_log(desk.ctx, ann, streams.LogChoice(desk.run_id, "trainer"))
+        for _ in range(5):
+            found = await anext(following)
+            assert found is not None and found.lines
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    asyncio.run(follow())
+    assert waits.count(0.01) == 4
 
 
 @pytest.mark.parametrize(
