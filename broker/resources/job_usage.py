@@ -132,16 +132,18 @@ def span_for(since: datetime, until: datetime, points: int) -> int:
     return max(60, -(-int(seconds) // (points * 60)) * 60)
 
 
+def step_and_span(since: datetime, span_s: int, raw_from: datetime) -> tuple[int, int]:
+    """(step of samples, seconds that a point stands for): of before `raw_from` there are hours only."""
+    if since >= raw_from and span_s < HOUR:
+        return 0, span_s
+    return HOUR, span_s + -span_s % HOUR
+
+
 def over_time(
     session: Session, job_id: str, since: datetime, until: datetime, span_s: int, raw_from: datetime
 ) -> list[Point]:
-    """A job's use in spans of `span_s`, oldest first; of before `raw_from` there are hours only.
-
-    A span in which nobody looked is absent.
-    """
-    step = 0 if since >= raw_from and span_s < HOUR else HOUR
-    span = max(span_s, step) if step else span_s
-    span += -span % HOUR if step else 0
+    """A job's use in the spans of `step_and_span`, oldest first; one in which nobody looked is absent."""
+    step, span = step_and_span(since, span_s, raw_from)
     at = JobUsageSampleRow.at - JobUsageSampleRow.at % span
     sums = [func.sum(getattr(JobUsageSampleRow, name)) for name in (*FIGURES, *FIGURES.values())]
     begin = int(since.timestamp())

@@ -11,7 +11,7 @@ from broker.context import Context
 from broker.db import utcnow
 from broker.errors import InvalidRequest, Problem
 from broker.identity import Principal
-from broker.resources.job_usage import newest, over_time, span_for
+from broker.resources.job_usage import newest, over_time, span_for, step_and_span
 from broker.resources.usage_schemas import FigureView, GpuUseView, JobUsageView, RunUsageView, UsagePoint
 from broker.runs.measured import JobUsageRow
 from broker.runs.states import JobState
@@ -41,8 +41,8 @@ def show_usage(
         if begin > end:
             detail = "`until` must not be earlier than `since`"
             raise InvalidRequest(detail, problems=[Problem("/until", "not_later", detail)])
-        span = span_for(begin, end, points)
         raw_from = now - timedelta(days=ctx.settings.resources.usage_raw_days)
+        _, span = step_and_span(begin, span_for(begin, end, points), raw_from)
         looks = newest(session, [job.id for job in jobs])
         fresh = timedelta(seconds=LIVE_INTERVALS * ctx.cluster(run.cluster).usage_interval_s)
         return RunUsageView(

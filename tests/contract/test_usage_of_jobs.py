@@ -355,6 +355,12 @@ def test_a_year_of_hours_is_read_fast_in_few_points_and_old_looks_are_forgotten(
     point = job["history"][5]
     assert (point["cpu_cores"], point["memory_mib"], point["gpu_util"]) == (2, 1000, 50)
     assert point["gpu_memory_mib"] is None, "nobody measured it: not 0"
+    for ago in (timedelta(days=300), timedelta(days=3), timedelta(hours=3)):
+        query = {"since": (now - ago).isoformat(), "points": 100}
+        shown = world.api.call("GET", f"/runs/{run_id}/usage", "ann", params=query).json()
+        [starts] = [[p["at"] for p in job["history"]] for job in shown["jobs"] if job["history"]]
+        seconds = [datetime.fromisoformat(at).timestamp() for at in starts]
+        assert min(b - a for a, b in itertools.pairwise(seconds)) == shown["span_s"], ago
     with world.ctx.db.write() as session:
         forget_usage(session, world.ctx.settings.resources, now)
         kept = session.scalar(
