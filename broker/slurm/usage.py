@@ -7,7 +7,7 @@ Verified on 22.05, 24.11 and 26.05:
   frozen slurmctld says nothing about each give a complaint, and cost the others nothing: absence is unknown.
 - Without `-a` a job's batch step is left out, where the program runs that was not started by srun.
 - A step on a node that does not answer costs 20 s (2 × `MessageTimeout`), each: the whole call has a limit,
-  and what came before it counts.
+  and what came before it counts, but for the job that was told of last: it may have steps that were not.
 - `TRESUsageInTot` is the sum over a step's tasks: of `cpu` since its start, of `mem` at the last sample
   (`JobAcctGatherFrequency`). A step that was not sampled yet shows 0 for everything: that is no measurement.
 """
@@ -77,6 +77,8 @@ class RunningUsage(Command[tuple[tuple[StepUsage, ...], tuple[str, ...]]]):
         if done.rc == 124 and not done.stdout:
             raise Unreachable(f"sstat said nothing within {self.limit_s} s")
         found, bad = table(decoded(done.stdout), "|", len(_FIELDS), _step)
+        if done.rc == 124 and found:  # a part of a job's steps would be a small job
+            found = [step for step in found if step.job_id != found[-1].job_id]
         return tuple(found), tuple(bad)
 
 

@@ -245,3 +245,15 @@ def test_a_step_that_sstat_has_not_sampled_yet_is_unknown_not_idle() -> None:
         StepUsage(7, "batch", 86402, 2.0, 150, 1.0),
         StepUsage(8, "extern", 6, 2.0, None, None),
     )
+
+
+def test_a_job_whose_steps_sstat_could_not_tell_in_time_is_unknown_not_small() -> None:
+    """Jobs come one after the other, each with its steps: the limit cut the last one, or came after it."""
+    told = b"".join(
+        b"%d.%s|1|00:00:03|1048576|cpu=00:00:03,mem=1048576\n" % one
+        for one in ((7, b"batch"), (7, b"0"), (8, b"batch"))
+    )
+    whole, _ = RunningUsage((7, 8)).parse(Completed(0, told, b""))
+    assert [(one.job_id, one.step) for one in whole] == [(7, "batch"), (7, "0"), (8, "batch")]
+    cut, _ = RunningUsage((7, 8)).parse(Completed(124, told, b""))
+    assert [(one.job_id, one.step) for one in cut] == [(7, "batch"), (7, "0")]
