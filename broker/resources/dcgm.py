@@ -26,9 +26,9 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """One answer: GPUs' worth of use by node, and the GPUs of jobs by Slurm's job id."""
+    """One answer: (GPUs' worth of use, GPUs that have a series) by node, and jobs' GPUs by Slurm's job id."""
 
-    nodes: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     jobs: Mapping[int, Sequence[GpuUse]] = field(default_factory=dict)
 
 
@@ -56,8 +56,10 @@ def _valid(labels: Mapping[str, Any], percent: float) -> bool:
     return not labels.get("GPU_I_ID") and math.isfinite(percent) and 0 <= percent <= 100
 
 
-def parse(document: Any) -> dict[str, float]:
-    """The answer of `/api/v1/query` (an instant vector). A node counts only if all its series have a value.
+def parse(document: Any) -> dict[str, tuple[float, int]]:
+    """The answer of `/api/v1/query` (an instant vector): by node (GPUs' worth of use, GPUs it is of).
+
+    A node counts only if all its series have a value.
 
     The same GPU may be scraped twice (two targets): of each UUID the busier series counts. Raises ValueError
     for what is no such answer.
@@ -74,7 +76,8 @@ def parse(document: Any) -> dict[str, float]:
         gpu = str(labels.get("UUID") or labels.get("gpu"))
         mine = nodes.setdefault(node, {})
         mine[gpu] = max(mine.get(gpu, 0.0), percent)
-    return {node: sum(gpus.values()) / 100 for node, gpus in nodes.items() if node not in unknown}
+    known = {node: gpus.values() for node, gpus in nodes.items() if node not in unknown}
+    return {node: (sum(percents) / 100, len(percents)) for node, percents in known.items()}
 
 
 def parse_jobs(document: Any, now: datetime) -> dict[int, list[GpuUse]]:

@@ -80,7 +80,9 @@ class Gauge:
             sampled = self._sampled(account, jobs, allocated)
             for job in jobs:
                 entry = allocated[job.slurm_job_id or 0]
-                gpus = [*by_job.get(entry.job_id, ()), *sampled.get(job.id, ())]
+                # job ids are a cluster's own, and a Prometheus may scrape several
+                gpus = [gpu for gpu in by_job.get(entry.job_id, ()) if gpu.node in entry.nodes]
+                gpus += sampled.get(job.id, ())
                 use = self._use(job, entry, steps.get(entry.job_id, []), gpus)
                 if not use.empty:
                     taken.append(Taken(job, entry, use))

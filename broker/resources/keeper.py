@@ -72,7 +72,7 @@ class ResourceKeeper:
         ]
         self._keep(taken_at, look, have)
 
-    def _gpu_use(self) -> dict[str, float]:
+    def _gpu_use(self) -> dict[str, tuple[float, int]]:
         """What DCGM measured by node; nothing where nobody measures, or Prometheus is silent."""
         url = self._settings.prometheus_url
         if url is None or time.monotonic() < self._dcgm_after:

@@ -139,15 +139,14 @@ def is_slice(gpu_type: str) -> bool:
 
 def summarize(
     nodes: Iterable[Node],
-    gpu_use: Mapping[str, float],
+    gpu_use: Mapping[str, tuple[float, int]],
     jobs: Mapping[str, Sequence[Mapping[str, Any]]],
     sampled: Mapping[str, tuple[float, int]] = MappingProxyType({}),
 ) -> Look:
     """Amounts of a cluster and of each partition, and its nodes.
 
-    `gpu_use`: GPUs' worth of use that was measured, by node name. `sampled`: for nodes without, what jobs
-    measured of their own GPUs: (worth of use, GPUs). `jobs`: what runs, by node name. A node in
-    two partitions counts in each, and once in the cluster. Nodes that slurm.conf(5) only announces (FUTURE)
+    `gpu_use`: what DCGM measured, by node name: (GPUs' worth of use, GPUs). `sampled`: for nodes without,
+    what jobs measured of their own GPUs. `jobs`: what runs, by node name. A node in two partitions counts in each, and once in the cluster. Nodes that slurm.conf(5) only announces (FUTURE)
     are not there.
     """
     cluster, partitions, rows = Amounts(), defaultdict[str, Amounts](Amounts), []
@@ -171,7 +170,9 @@ def summarize(
     return Look(cluster, dict(sorted(partitions.items())), rows)
 
 
-def _count(amounts: Amounts, node: Node, gpu_use: float | None, sampled: tuple[float, int] | None) -> None:
+def _count(
+    amounts: Amounts, node: Node, gpu_use: tuple[float, int] | None, sampled: tuple[float, int] | None
+) -> None:
     free = free_part(node)
     amounts.cpus.add(node.total.cpus, node.used.cpus, free)
     amounts.memory_mib.add(node.total.memory_mib, node.used.memory_mib, free)
@@ -179,10 +180,10 @@ def _count(amounts: Amounts, node: Node, gpu_use: float | None, sampled: tuple[f
     for name, (total, allocated, shared) in types.items():
         gpu = amounts.gpus.setdefault(name, Amount())
         gpu.add(total, allocated, free, shared)
-        if len(types) == 1 and gpu_use is not None:  # of two types nobody says which one is busy
-            gpu.measure(min(gpu_use, float(total)), total, "dcgm")
-        elif len(types) == 1 and sampled is not None:
-            gpu.measure(min(sampled[0], float(total)), min(sampled[1], total), "sampler")
+        worth, known = gpu_use or sampled or (None, 0)
+        if len(types) == 1 and worth is not None:  # of two types nobody says which one is busy
+            source = "dcgm" if gpu_use else "sampler"
+            gpu.measure(min(worth, float(total)), min(known, total), source)
     for name, total in node.total.other.items():
         if name.startswith("gres/shard"):
             kind = name.removeprefix("gres/shard").lstrip(":") or _only(types)

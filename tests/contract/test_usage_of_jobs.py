@@ -25,6 +25,7 @@ from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.hosts.files import tail_all
 from broker.identity import Role
+from broker.resources import dcgm
 from broker.resources.gauge import Gauge
 from broker.resources.job_usage import forget_usage, over_time
 from broker.resources.keeper import ResourceKeeper
@@ -246,6 +247,27 @@ def test_one_sstat_and_one_command_for_the_samples_whatever_the_number_of_jobs(w
     assert (len(world.host.asked), world.host.commands) == (1, 2)
     assert sorted(world.host.asked[0]) == list(range(100, 108))
     assert {world.usage(run_id)["gpu_util"]["used"] for run_id in runs} == {50}
+
+
+def test_a_job_of_another_cluster_with_the_same_id_lends_no_figures(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Prometheus for two clusters. What it says is written here: DCGM needs GPUs to say anything."""
+    run_id = world.run_of("ann", 42, gpus=1)
+
+    def series(node: str, util: int) -> dict[str, Any]:
+        labels = {"Hostname": node, "gpu": "0", "UUID": f"GPU-{node}", "hpc_job": "42"}
+        return {"metric": {"__name__": dcgm.UTIL, **labels}, "value": [0, str(util)]}
+
+    document = {"data": {"result": [series("n1", 30), series("elsewhere", 90)]}}
+    found = dcgm.Gpus({}, dcgm.parse_jobs(document, utcnow()))
+    monkeypatch.setattr(
+        world.gauge, "_settings", world.gauge._settings.model_copy(update={"prometheus_url": "http://x"})
+    )
+    monkeypatch.setattr(dcgm, "ask", lambda _url, _now: found)
+    world.tick()
+    job = world.usage(run_id)
+    assert (job["gpu_util"]["used"], [gpu["node"] for gpu in job["gpus"]]) == (30, ["n1"])
 
 
 def test_when_sstat_is_silent_the_gpus_are_still_known(world: World) -> None:

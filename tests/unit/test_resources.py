@@ -44,7 +44,7 @@ def node(**fields: str) -> Node:
     return nodes[0]
 
 
-def look(*nodes: Node, **gpu_use: float) -> Amounts:
+def look(*nodes: Node, **gpu_use: tuple[float, int]) -> Amounts:
     return summarize(nodes, gpu_use, {}).cluster
 
 
@@ -177,16 +177,18 @@ def test_types_that_accounting_does_not_track_come_from_the_inventory() -> None:
 def test_what_nobody_measured_is_unknown_and_not_zero() -> None:
     found = look(node())
     assert [amount.used for amount in every(found)] == [None] * 4
-    measured = look(node(CPULoad="0.00", FreeMem="524288"), n1=0.0)
+    measured = look(node(CPULoad="0.00", FreeMem="524288"), n1=(0.0, 4))
     assert [amount.used for amount in every(measured)] == [0.0] * 4
 
 
 def test_use_says_on_how_much_it_was_measured() -> None:
-    found = look(node(CPULoad="80.00"), node(NodeName="n2", CPULoad="1.50"), node(NodeName="n3"), n2=1.25)
+    found = look(
+        node(CPULoad="80.00"), node(NodeName="n2", CPULoad="1.50"), node(NodeName="n3"), n2=(1.25, 3)
+    )
     assert (found.cpus.used, found.cpus.measured, found.cpus.total) == (65.5, 128, 192)
     assert (found.gpus["a100"].used, found.gpus["a100"].measured, found.gpus["a100"].source) == (
         1.25,
-        4,
+        3,
         "dcgm",
     )
 
@@ -222,7 +224,7 @@ def test_busy_gpus_add_up_by_node_and_the_same_gpu_counts_once() -> None:
             ({"Hostname": "n2", "gpu": "0", "UUID": "GPU-c"}, "0"),
         )
     )
-    assert found == {"n1": 1.25, "n2": 0.0}
+    assert found == {"n1": (1.25, 2), "n2": (0.0, 1)}
 
 
 def test_a_node_with_slices_or_without_a_value_is_unknown() -> None:

@@ -278,7 +278,7 @@ def test_memory_series_do_not_count_as_utilisation_of_a_node() -> None:
     answer = document(
         series(dcgm.UTIL, 50, gpu="0", UUID="GPU-a"), series(dcgm.USED, 9e4, gpu="0", UUID="GPU-a")
     )
-    assert dcgm.parse(answer) == {"n1": 0.5}
+    assert dcgm.parse(answer) == {"n1": (0.5, 1)}
 
 
 # Whole nodes, and what the warehouse takes
