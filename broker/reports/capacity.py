@@ -17,7 +17,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow
-from broker.accounting.looks import EVENTS
+from broker.accounting.looks import EVENTS, UNTYPED
 from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
 from broker.reports import days
@@ -66,15 +66,21 @@ def core_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Group]:
 
 
 def _utilisation(session: Session, wanted: Wanted, *, cores: bool) -> list[Group]:
-    """Capacity, its lacks and what was allocated."""
+    """Capacity, its lacks and what was allocated; `known_allocated_s`: on days whose capacity is known."""
     only = wanted.filters.get("gpu_type")
     found: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    known: set[tuple[str, date]] = set()
     for seen in look_back(session, wanted):
         for (kind, day, name), amount in _amounts(seen, cores=cores).items():
+            if name == "total_s":
+                known.add((seen.cluster, day))
             if only is None or kind == only:
                 found[_key(wanted.by, seen.cluster, kind, day)][name] += amount
-    for key, seconds in _allocated(session, wanted, cores=cores):
-        found[key]["allocated_s"] += seconds
+    for cluster, kind, day, seconds in _allocated(session, wanted, cores=cores):
+        if only is None or kind == only:
+            sums = found[_key(wanted.by, cluster, kind, day)]
+            sums["allocated_s"] += seconds
+            sums["known_allocated_s"] += seconds if (cluster, day) in known else 0
     return [Group(dict(zip(wanted.by, key, strict=True)), Sums(sums)) for key, sums in found.items()]
 
 
@@ -83,10 +89,13 @@ def downtime_groups(session: Session, wanted: Wanted, scope: Scope) -> list[Grou
     found: dict[tuple[str, ...], _Down] = defaultdict(_Down)
     periods = any(name in PERIODS for name in wanted.by)
     for seen in look_back(session, wanted):
-        for event in seen.events:
-            if event.lack in (Lack.CAPACITY, Lack.RESERVED) or not _fits(seen, event, wanted.filters):
+        for event, spans in _counted_once(seen.events):
+            if not _fits(seen, event, wanted.filters):
                 continue
-            parts = by_day(event.span) if periods else [(None, event.span[1] - event.span[0])]
+            parts = [part for span in spans for part in by_day(span)]
+            if not periods or not parts:  # all of it under maintenance: it happened, and took no hour
+                day = next(by_day(event.span))[0]
+                parts = [(day, sum(seconds for _, seconds in parts))]
             for place, (day, seconds) in enumerate(parts):
                 key = tuple(_label(name, seen, event, day) for name in wanted.by)
                 found[key].add(event, seconds, begins=not place)
@@ -182,29 +191,45 @@ def _amounts(seen: Seen, *, cores: bool) -> _Amounts:
             for span in spans:
                 for day, seconds in by_day(span):
                     found.count(kind, day, name, seconds / HOUR)
-    planned: dict[str, list[Span]] = defaultdict(list)
+    for event, spans in _counted_once(seen.events):
+        for span in spans:
+            found.spread(event, f"{event.lack}_s", span)
     for event in seen.events:
-        if event.lack == Lack.PLANNED:
-            for rest in without(event.span, merged(planned[event.node])):
-                found.spread(event, "planned_s", rest)
-            planned[event.node].append(event.span)
-        elif event.lack == Lack.RESERVED:
+        if event.lack == Lack.RESERVED:
             found.spread(event, "reserved_s", event.span)
-    maintained = {node: merged(spans) for node, spans in planned.items()}
-    for event in seen.events:
-        if event.lack in (Lack.DOWN, Lack.DRAINED):
-            for rest in without(event.span, maintained.get(event.node, ())):
-                found.spread(event, f"{event.lack}_s", rest)
     return found
 
 
-def _allocated(session: Session, wanted: Wanted, *, cores: bool) -> Iterator[tuple[tuple[str, ...], float]]:
-    """What all jobs were given, by key, from the sums of the days."""
+def _counted_once(events: Sequence[Event]) -> Iterator[tuple[Event, list[Span]]]:
+    """What was down, drained or maintained, with the time of it that no other event has: a node under
+    maintenance is that and nothing else, by however many reservations.
+    """
+    planned: dict[str, list[Span]] = defaultdict(list)
+    for event in events:
+        if event.lack == Lack.PLANNED:
+            yield event, list(without(event.span, merged(planned[event.node])))
+            planned[event.node].append(event.span)
+    maintained = {node: merged(spans) for node, spans in planned.items()}
+    for event in events:
+        if event.lack in (Lack.DOWN, Lack.DRAINED):
+            yield event, list(without(event.span, maintained.get(event.node, ())))
+
+
+def _allocated(session: Session, wanted: Wanted, *, cores: bool) -> Iterator[tuple[str, str, date, float]]:
+    """What all jobs were given, from the sums of the days: cluster, GPU type or `CORES`, day, seconds."""
     measure = CORE_HOURS if cores else GPU_HOURS
-    jobs = replace(wanted, report=replace(wanted.report, measures=(measure,), dimensions=()), sort=None)
+    cluster = {name: value for name, value in wanted.filters.items() if name == "cluster"}
+    jobs = replace(
+        wanted,
+        report=replace(wanted.report, measures=(measure,), dimensions=()),
+        by=("cluster", "day") if cores else ("cluster", "day", "gpu_type"),
+        filters=cluster,
+        sort=None,
+    )
     for group in days.groups(session, jobs, Scope()):
         if seconds := group.sums[measure.numbers[0]]:
-            yield tuple(group.key[name] for name in wanted.by), seconds
+            kind = CORES if cores else group.key["gpu_type"] or UNTYPED
+            yield group.key["cluster"], kind, date.fromisoformat(group.key["day"]), seconds
 
 
 def _key(by: Sequence[str], cluster: str, kind: str, day: date) -> tuple[str, ...]:
@@ -247,7 +272,7 @@ class _Down:
         return Sums(self._numbers, texts={name: word for name, word in words.items() if word})
 
 
-def _label(name: str, seen: Seen, event: Event, day: date | None) -> str:
+def _label(name: str, seen: Seen, event: Event, day: date) -> str:
     """What an event is called in a dimension."""
     match name:
         case "cluster":
@@ -260,12 +285,13 @@ def _label(name: str, seen: Seen, event: Event, day: date | None) -> str:
             return event.lack
         case "reason":
             return str(event.row.reason)
-    assert day is not None, name
     return period_name(name, day)
 
 
 def _fits(seen: Seen, event: Event, filters: Mapping[str, str]) -> bool:
-    return all(_label(name, seen, event, None) == value for name, value in filters.items())
+    """Whether it is what filters name; no period is one of them."""
+    day = next(by_day(event.span))[0]
+    return all(_label(name, seen, event, day) == value for name, value in filters.items())
 
 
 def _moment(seconds: int) -> str:

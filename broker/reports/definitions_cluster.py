@@ -24,7 +24,7 @@ def available_s(sums: Sums) -> float:
 def _idle(sums: Sums, _: Sums) -> Value:
     if not sums["total_s"]:
         return None
-    return max(0.0, available_s(sums) - sums["reserved_s"] - sums["allocated_s"]) / HOUR
+    return max(0.0, available_s(sums) - sums["reserved_s"] - sums["known_allocated_s"]) / HOUR
 
 
 def _known(name: str, unit: str, title: tuple[str, str], meaning: tuple[str, str], made: Compute) -> Measure:
@@ -44,22 +44,22 @@ def _utilisation(unit: str, unit_ko: str) -> tuple[Measure, ...]:
             "ratio",
             ("Utilisation", "가동률"),
             (
-                f"Allocated / (reported − down − drained − planned) {unit} hours. Over 1 where jobs still "
-                "ran on what was under maintenance",
-                f"할당 / (등록 − 고장 − 배제 − 계획 정지) {unit_ko} 시간. 유지보수 중인 노드에서 작업이 "
-                "계속 돌면 1을 넘을 수 있음",
+                f"Allocated / (reported − down − drained − planned) {unit} hours, of the days of which it is "
+                "known what was reported. Over 1 where jobs still ran on what was under maintenance",
+                f"할당 / (등록 − 고장 − 배제 − 계획 정지) {unit_ko} 시간. 등록을 아는 날만. 유지보수 중인 "
+                "노드에서 작업이 계속 돌면 1을 넘을 수 있음",
             ),
-            lambda sums, _: ratio(sums["allocated_s"], available_s(sums)),
+            lambda sums, _: ratio(sums["known_allocated_s"], available_s(sums)),
         ),
         _known(
             "raw_utilisation",
             "ratio",
             ("Raw utilisation", "총 가동률"),
             (
-                f"Allocated / reported {unit} hours, whatever was down",
-                f"할당 / 등록 {unit_ko} 시간. 고장을 빼지 않음",
+                f"Allocated / reported {unit} hours of those days, whatever was down",
+                f"그 날들의 할당 / 등록 {unit_ko} 시간. 고장을 빼지 않음",
             ),
-            lambda sums, _: ratio(sums["allocated_s"], sums["total_s"]),
+            lambda sums, _: ratio(sums["known_allocated_s"], sums["total_s"]),
         ),
         Measure(
             "allocated_hours",
@@ -179,11 +179,11 @@ NODE_DOWNTIME: Final = Report(
             "node_s",
             ("Node hours down", "노드 정지 시간"),
             (
-                "Hours within the period that a node was down, drained or under maintenance. A drained "
-                "node counts from its last job's end on. What has not ended counts up to the age of this "
-                "report",
-                "기간 안에서 노드가 고장, 배제 또는 유지보수 중이던 시간. 배제는 마지막 작업이 끝난 "
-                "때부터. 끝나지 않은 것은 이 보고서의 기준 시각까지",
+                "Hours within the period that a node was down, drained or under maintenance, each once: "
+                "under maintenance it is nothing else. A drained node counts from its last job's end on. "
+                "What has not ended counts up to the age of this report",
+                "기간 안에서 노드가 고장, 배제 또는 유지보수 중이던 시간. 한 번만 셈: 유지보수 중에는 "
+                "유지보수로만. 배제는 마지막 작업이 끝난 때부터. 끝나지 않은 것은 이 보고서의 기준 시각까지",
             ),
             HOUR,
         ),

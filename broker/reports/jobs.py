@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
+from broker.accounting.looks import UNTYPED
 from broker.accounting.tables import AccountingJobRow as Job
 from broker.advice.jobs import SAMPLE_S, options_for
 from broker.api.pagination import PageRequest, decode, encode
@@ -31,10 +32,13 @@ _COLUMNS: Final[Mapping[str, Any]] = {
 _MAX_SIZE: Final = 30
 
 
-def behind(since: date, until: date, filters: Mapping[str, str], scope: Scope, *, began: bool) -> Select[Job]:
+def behind(
+    since: date, until: date, filters: Mapping[str, str], scope: Scope, *, began: bool, gpus: bool = False
+) -> Select[Job]:
     """The jobs of a period (days, UTC; `until` is not in it).
 
-    `began`: those that began in it (waits are theirs); else those that ran, or ended, in it.
+    `began`: those that began in it (waits are theirs); else those that ran, or ended, in it. `gpus`: only
+    those that had some; GPUs whose type nobody tells are `looks.UNTYPED` there.
     """
     first, after = _epoch(since), _epoch(until)
     if began:
@@ -44,6 +48,9 @@ def behind(since: date, until: date, filters: Mapping[str, str], scope: Scope, *
         last_seen = func.coalesce(Job.end_at, Job.counted_to)
         conditions = [last_seen >= first, func.coalesce(Job.start_at, Job.end_at) < after]
         conditions.append(or_(Job.start_at.is_not(None), Job.end_at.is_not(None)))
+    if gpus:
+        conditions.append(Job.gpu_count > 0)
+        filters = {**filters, "gpu_type": ""} if filters.get("gpu_type") == UNTYPED else filters
     conditions += [_filter(name, value) for name, value in filters.items()]
     if scope.tenant is not None:
         conditions.append(Job.tenant == scope.tenant)
@@ -84,8 +91,16 @@ def pages_of(
         place = decode(cursor)
 
 
+def _elapsed_s(row: Job) -> int:
+    """How long a job ran, as the days count it: one without an end up to when it was last seen to run."""
+    if row.end_at is not None or row.start_at is None:
+        return row.elapsed_s
+    return min(row.elapsed_s, max(0, (row.counted_to or row.start_at) - row.start_at))
+
+
 def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
     """A job as it is shown; what was not measured is null."""
+    elapsed_s = _elapsed_s(row)
     return JobFacts(
         cluster=row.cluster,
         job_id=str(row.job_id) if row.array_id is None else f"{row.array_id}_{row.array_task}",
@@ -102,14 +117,14 @@ def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
         wait_s=None
         if row.start_at is None or row.eligible_at is None
         else max(0, row.start_at - row.eligible_at),
-        elapsed_s=row.elapsed_s,
+        elapsed_s=elapsed_s,
         cpus=row.cpus,
         nodes=row.nodes,
         gpus=row.gpu_count,
         gpu_type=row.gpu_type,
         memory_mib=row.mem_mib,
-        core_hours=round(row.cpus * row.elapsed_s / HOUR, 4),
-        gpu_hours=round(row.gpu_count * row.elapsed_s / HOUR, 4),
+        core_hours=round(row.cpus * elapsed_s / HOUR, 4),
+        gpu_hours=round(row.gpu_count * elapsed_s / HOUR, 4),
         cpu_efficiency=_share(None if row.cpu_partial else row.total_cpu_s, row.cpus * row.elapsed_s),
         memory_efficiency=_share(row.mem_in_tot_mib, row.mem_mib),
         gpu_efficiency=_share(row.gpu_util, 100),

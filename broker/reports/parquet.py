@@ -107,6 +107,8 @@ def _figures(view: ReportView) -> Iterator[tuple[pa.Field, list[Any]]]:
 
     types = {"text": pa.string(), "date": pa.date32(), "time": pa.timestamp("us", "UTC"), "jobs": pa.int64()}
     for one in view.report.measures:
+        if one.name in view.by:  # `reason`: readers refuse a file with two columns of a name
+            continue
         field = pa.field(one.name, types.get(one.unit, pa.float64()), metadata=_meaning(one))
         yield field, [_read(one.unit, line.values[one.name]) for line in view.lines]
 

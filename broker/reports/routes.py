@@ -156,7 +156,8 @@ def list_report_jobs(
     if not asked.report.jobs:
         raise NotFound(f"The report {asked.report.name} is not made of jobs")
     began = any(measure.histograms for measure in asked.report.measures)
-    query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began)
+    gpus = asked.report.source == "gpu_capacity"
+    query = behind(asked.since, asked.until, asked.filters, scope_of(principal), began=began, gpus=gpus)
     if format != "json":
         pages = pages_of(ctx.db, query, sample_s=ctx.settings.accounting.sample_s)
         content = jobs_csv(pages) if format == "csv" else jobs_parquet(pages)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import update
 
@@ -152,6 +154,35 @@ def test_capacity_follows_what_was_registered_and_ends_where_it_was_read(api: Ap
     assert before == {}, "nothing is known of it"
 
 
+def test_what_ran_before_the_capacity_is_known_is_no_part_of_its_use(api: Api) -> None:
+    with api.ctx.db.write() as session:
+        before = at("2026-05-01T00:00")
+        keep(session, job(9, before, run_s=86_400, cpus=64, gpu_count=8, gpu_type="a100"))
+    days, month = lines(ask(api, "utilisation")), lines(ask(api, "utilisation", by="month"))["2026-05",]
+    known = [one for one in days.values() if one["total_hours"]]
+    given, had = (sum(one[name] for one in known) for name in ("allocated_hours", "total_hours"))
+    assert days["2026-05-01", "a100"]["utilisation"] is None
+    assert month["allocated_hours"] == given + 192, "what was given is known of all days"
+    assert month["raw_utilisation"] == pytest.approx(given / had, abs=1e-6)
+    assert month["idle_hours"] == sum(one["idle_hours"] for one in known)
+
+
+def test_gpus_whose_type_nobody_tells_are_one_line_with_what_was_given_of_them(api: Api) -> None:
+    capacity = event("", "2026-05-02T00:00", "2026-05-10T00:00", "capacity", parts=[["", 192, {"gpu": 12}]])
+    with api.ctx.db.write() as session:
+        keep(session, job(9, at("2026-05-02T00:00"), run_s=86_400, gpu_count=2))
+        keep(session, job(10, at("2026-05-02T00:00"), run_s=86_400))
+        upsert(session, AccountingEventRow, [capacity])
+    asked = {"by": "gpu_type", "until": "2026-05-03"}
+    view = ask(api, "utilisation", **asked)
+    assert {key: one["utilisation"] for key, one in lines(view).items()} == {
+        ("gpu",): pytest.approx(2 / 12, abs=1e-6)
+    }
+    assert ask(api, "utilisation", gpu_type="gpu", **asked)["lines"] == view["lines"]
+    jobs = api.http.get(view["lines"][0]["jobs_url"], headers=api.headers("root")).json()["items"]
+    assert [one["job_id"] for one in jobs] == ["9"], "and no job without GPUs"
+
+
 def test_cores_are_a_report_of_their_own_and_periods_add_up(api: Api) -> None:
     cores = lines(ask(api, "core_utilisation", by="cluster"))["main",]
     assert cores["total_hours"] == 24 * (8 * 192 + 6 * 256)
@@ -198,12 +229,34 @@ def test_down_time_splits_by_node_state_reason_and_day(api: Api) -> None:
     by_node = lines(ask(api, "node_downtime", by="node"))
     assert by_node["n1",]["node_hours"] == 104 and by_node["n1",]["events"] == 2
     assert by_node["n1",]["reason"] is None, "of two events no one's reason is the line's"
-    assert lines(ask(api, "node_downtime", by="reason"))["dimm",]["node_hours"] == 10
+    assert lines(ask(api, "node_downtime", by="reason"))["dimm",]["node_hours"] == 6
+    assert lines(ask(api, "node_downtime", by="node"))["n2",]["node_hours"] == 18, "00:00 to 18:00"
     days = lines(ask(api, "node_downtime", by="day", node="n1"))
     assert (days["2026-05-03",]["node_hours"], days["2026-05-04",]["node_hours"]) == (4, 4)
     assert days["2026-05-04",]["events"] == 0, "it began the day before"
     assert set(lines(ask(api, "node_downtime", by="state"))) == {("down",), ("drained",), ("planned",)}
     assert lines(ask(api, "node_downtime", state="planned", by="cluster"))["main",]["node_hours"] == 24
+
+
+def test_what_happened_only_under_maintenance_is_told_and_takes_no_hour(api: Api) -> None:
+    with api.ctx.db.write() as session:
+        new = event("n3", "2026-05-05T08:00", "2026-05-05T09:00", "drained", reason="new disk")
+        again = event(
+            "reservation 9", "2026-05-05T12:00", "2026-05-05T19:00", "planned", parts=[["n3", 64, {}]]
+        )
+        upsert(session, AccountingEventRow, [new, again])
+    for by in ("reason", "day"):
+        [line] = ask(api, "node_downtime", by=by, reason="new disk")["lines"]
+        assert (line["values"]["node_hours"], line["values"]["events"]) == (0, 1)
+    assert lines(ask(api, "node_downtime", by="node"))["n3",]["node_hours"] == 13, "06:00 to 19:00"
+
+
+def test_down_time_by_reason_is_a_file_that_can_be_read(api: Api) -> None:
+    asked = MAY | {"by": "reason", "format": "parquet"}
+    found = pq.read_table(
+        io.BytesIO(api.call("GET", "/reports/node_downtime", params=asked, who="root").content)
+    )
+    assert {"dimm", "MAINT"} < {row["reason"] for row in found.to_pylist()}
 
 
 def test_who_did_it_is_for_admins_and_why_for_everybody(api: Api) -> None:
