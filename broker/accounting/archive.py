@@ -89,7 +89,7 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
 
     def owner_of(job: Owned) -> Owner:
         run = runs.get(job.name)
-        if run is not None and run[0] in {job.job_id, job.array_id}:
+        if run is not None and run[0] is not None and run[0] in {job.job_id, job.array_id}:
             return Owner(*run[1:])
         unix_name = names.get(job.unix_user, f"{people.cluster}:{job.unix_user}")
         return Owner(None, _tenant(people, job.account), unix_name)
@@ -104,17 +104,18 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types
     """
     exclusive(session, f"accounting {people.cluster}")
     known = _known(session, people.cluster, jobs)
-    fresh = [job for job in jobs if _differs(known.get((job.job_id, job.submit_at)), job)]
+    owner_of = owners(session, people, jobs)
+    fresh = [job for job in jobs if _differs(known.get((job.job_id, job.submit_at)), job, owner_of(job))]
     if not fresh:
         return 0
-    owner_of = owners(session, people, fresh)
     ours = [job.job_id for job in fresh if job.gpu_count and owner_of(job).run_id is not None]
     measured = measured_gpus(session, people.cluster, ours) if ours else {}
     sums, rows = Sums(), []
     for job in fresh:
         before = known.get((job.job_id, job.submit_at))
         row = {name: getattr(job, name) for name in _COLUMNS}
-        row |= {"cluster": people.cluster, "runaway": False}
+        row |= {"cluster": people.cluster}
+        row["runaway"] = job.end_at is None and before is not None and before["runaway"]
         row["gpu_type"] = job.gpu_type or gpu_types.get(job.node_list, "") if job.gpu_count else ""
         owner = owner_of(job)
         row |= {"run_id": owner.run_id, "tenant": owner.tenant, "user": owner.user}
@@ -138,8 +139,11 @@ def _known(
     return {(row["job_id"], row["submit_at"]): dict(row) for row in session.execute(query).mappings()}
 
 
-def _differs(before: Mapping[str, Any] | None, job: JobRecord) -> bool:
-    return before is None or before["digest"] != job.digest
+def _differs(before: Mapping[str, Any] | None, job: JobRecord, owner: Owner) -> bool:
+    """Whether Slurm says something else than before, or the broker learned only now that it is a run's."""
+    if before is None or before["digest"] != job.digest:
+        return True
+    return owner.run_id is not None and before["run_id"] is None
 
 
 def _tenant(people: People, account: str) -> str:
@@ -228,7 +232,9 @@ def flag_runaways(session: Session, cluster: str, keys: Sequence[tuple[int, int]
             .where(tuple_(_JOBS.c.cluster, _JOBS.c.job_id, _JOBS.c.submit_at) == key)
             .values(runaway=True)
         )
-    counted = select(func.count()).where(_JOBS.c.cluster == cluster, _JOBS.c.runaway)
+    counted = select(func.count()).where(
+        _JOBS.c.cluster == cluster, _JOBS.c.end_at.is_(None), _JOBS.c.runaway
+    )
     return session.scalar(counted) or 0
 
 

@@ -165,11 +165,16 @@ class Ingester:
         """Compare what has not ended with the queue: keep what waits, count what runs up to now, ask for what
         is not there.
         """
-        query = select(AccountingJobRow.job_id, AccountingJobRow.submit_at).where(
+        columns = (AccountingJobRow.job_id, AccountingJobRow.submit_at, AccountingJobRow.runaway)
+        query = select(*columns).where(
             AccountingJobRow.cluster == self._cluster, AccountingJobRow.end_at.is_(None)
         )
         with self._ctx.db.read() as session:
-            keys = [(row.job_id, row.submit_at) for row in session.execute(query.order_by("submit_at"))]
+            flags = {
+                (row.job_id, row.submit_at): row.runaway
+                for row in session.execute(query.order_by("submit_at"))
+            }
+        keys = list(flags)
         look = self._slurm().jobs().jobs
         with self._ctx.db.write() as session:
             self._lease.confirm(session)
@@ -182,10 +187,14 @@ class Ingester:
                 self._lease.confirm(session)
                 archive.count_up_to(session, self._cluster, there[first : first + BATCH], now)
         seen = set(there)
-        missing = [key for key in keys if key not in seen and key[1] < now - YOUNG_S][-ASKED_BY_ID:]
+        missing = [key for key in keys if key not in seen and key[1] < now - YOUNG_S]
+        missing.sort(key=lambda key: (flags[key], -key[1]))  # what is no known runaway comes first
+        missing = missing[:ASKED_BY_ID]
         if missing:
             self._store(self._ask(ids=sorted({job_id for job_id, _ in missing})).jobs, None)
             with self._ctx.db.write() as session:
                 self._lease.confirm(session)
                 flagged = archive.flag_runaways(session, self._cluster, missing)
             metrics.ACCOUNTING_RUNAWAYS.labels(self._cluster).set(flagged)
+        else:
+            metrics.ACCOUNTING_RUNAWAYS.labels(self._cluster).set(0)

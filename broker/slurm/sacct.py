@@ -256,7 +256,7 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
         mem_mib=tres.memory_mib,
         billing=tres.billing if "billing=" in row["AllocTRES"] else _asked_billing(row, tres.cpus),
         total_cpu_s=_cpu_used(row, steps) if end is not None else None,
-        cpu_partial=state in _ENDED_FROM_OUTSIDE,
+        cpu_partial=any(one in _ENDED_FROM_OUTSIDE for one in (state, *_states(steps))),
         max_rss_mib=_most(_mib(step["MaxRSS"]) for step in steps),
         mem_in_tot_mib=_most(_mib(entry(step["TRESUsageInTot"], "mem")) for step in steps),
         gpu_util=gpu_util,
@@ -265,6 +265,11 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
         digest=_digest([*row.values(), *(value for one in used for value in one.values())]),
         raw=raw,
     )
+
+
+def _states(steps: Sequence[Mapping[str, str]]) -> Iterator[SlurmState]:
+    """How the steps ended: a job may go on after one that was killed, and end well."""
+    return (parse_state(step["State"]) for step in steps)
 
 
 def _asked_billing(row: Mapping[str, str], cpus: int) -> int:

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 
-from broker.accounting import archive
+from broker import metrics
+from broker.accounting import archive, ingest
 from broker.accounting.ingest import Ingester
 from broker.accounting.tables import (
     AccountingCursorRow,
@@ -194,6 +195,31 @@ def test_runaways_are_flagged_and_inflate_nothing(house: Warehouse) -> None:
     assert sum(house.days().values()) == 500
 
 
+def test_a_runaways_own_hours_are_those_that_the_days_count(house: Warehouse) -> None:
+    house.slurm.add(job(7, submit=NOON - 20 * DAY, run=None))
+    house.tick()
+    shown = job_facts(house.rows()[7])
+    assert (shown.runaway, shown.elapsed_s, shown.core_hours, shown.gpu_hours) == (True, 0, 0, 0)
+
+
+def test_many_runaways_keep_no_job_from_being_asked_for(
+    house: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "ASKED_BY_ID", 1)
+    for number in (7, 8, 9):
+        house.slurm.add(job(number, submit=NOON - number * DAY, run=None))
+    for _ in range(3):
+        house.tick(house.now + 300)
+    assert [row.runaway for row in house.rows().values()] == [True, True, True]
+    gauge = metrics.ACCOUNTING_RUNAWAYS.labels("main")
+    assert gauge._value.get() == 3
+    house.slurm.rows = [
+        [job(n, submit=NOON - n * DAY, run=n * DAY)] for n in (7, 8, 9)
+    ]  # ends a window shows
+    house.tick(house.now + 300)
+    assert (gauge._value.get(), {row.runaway for row in house.rows().values()}) == (0, {False})
+
+
 def test_slurmdbds_absence_is_survived_and_what_it_learns_late_is_found(house: Warehouse) -> None:
     house.tick()
     house.slurm.down = True
@@ -360,3 +386,20 @@ def test_everybodys_jobs_are_kept_and_the_brokers_own_lead_to_their_runs(house: 
     ours, other = house.rows()[7], house.rows()[8]
     assert (ours.run_id, ours.user, ours.unix_user) == (run, "ann", "broker")
     assert (other.run_id, other.user, other.tenant) == (None, "main:kim", "team-z")
+
+
+def test_a_name_leads_to_no_run_whose_job_has_no_id_yet_and_to_its_own_once_it_has(house: Warehouse) -> None:
+    run, name = own_job(house, 7)
+    ours = update(JobRow).where(JobRow.name == name)
+    with house.ctx.db.write() as session:
+        session.execute(ours.values(slurm_job_id=None))
+    for number, who in ((7, "broker"), (8, "mallory")):
+        house.slurm.add(job(number, submit=NOON - 900, run=60, User=who, Account="team-z", JobName=name))
+    house.tick()
+    assert [row.run_id for row in house.rows().values()] == [None, None]
+    before = sum(house.days().values())
+    with house.ctx.db.write() as session:
+        session.execute(ours.values(slurm_job_id=7))
+    house.tick(NOON + 300)
+    assert [(row.run_id, row.user) for row in house.rows().values()] == [(run, "ann"), (None, "main:mallory")]
+    assert sum(house.days().values()) == before

@@ -90,6 +90,13 @@ def test_cpu_time_of_a_job_that_was_ended_is_known_to_be_partial(state: str) -> 
     assert not one(job(7)).cpu_partial
 
 
+def test_cpu_time_of_a_job_that_outlived_a_killed_step_is_partial_too() -> None:
+    row = job(7)
+    killed = step(row, "0", TotalCPU="00:01", State="CANCELLED by 1000")
+    assert one(row, step(row, TotalCPU="00:02"), killed).cpu_partial
+    assert not one(row, step(row, "0", TotalCPU="00:01", State="FAILED")).cpu_partial
+
+
 def test_elements_that_wait_together_are_counted_one_by_one() -> None:
     waiting = job(7, run=None, State="PENDING", Start="Unknown", JobID="7_[8-5000]")
     assert one(waiting).tasks == 4993
