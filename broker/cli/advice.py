@@ -18,7 +18,7 @@ Language = Literal["en", "ko"]
 _RESOURCES: Final = ("memory", "time", "gpu_count", "cpus")
 _PLAIN: Final = frozenset({"fits", "not_asked"})
 """Rules that say that all is well: shown only on demand."""
-_COLUMNS: Final = ("COMPONENT", "RESOURCE", "ASKED", "NEXT TIME", "SBATCH", "SURE", "SAVES>", "WHY")
+_COLUMNS: Final = ("COMPONENT", "RESOURCE", "ASKED", "NEXT TIME", "SBATCH", "SURE", "SAVES>")
 SHOWN: Final = 3
 """Pieces of advice in the line below a run."""
 
@@ -161,7 +161,7 @@ def _shown(found: dict[str, Any], wanted: _Wanted, lang: Language, *, everything
 def _section(
     title: str, found: dict[str, Any], wanted: _Wanted, lang: Language, part: str, *, everything: bool
 ) -> list[RenderableType]:
-    """A table of what is advised, and below it why nothing is said of the rest."""
+    """A table of what is advised, and below it why; also why nothing is said of the rest."""
     text = "text_ko" if lang == "ko" else "text"
     rows = [
         (
@@ -172,8 +172,11 @@ def _section(
             finding["sbatch"],
             finding["confidence"],
             _saving(finding["saves"]),
-            finding[text] + _overridden(finding),
         )
+        for one, finding in _advised(found, wanted, part)
+    ]
+    why = [
+        Text(harmless(f"{one['component']} {finding['resource']}: {finding[text]}{_overridden(finding)}"))
         for one, finding in _advised(found, wanted, part)
     ]
     quiet = [
@@ -185,7 +188,7 @@ def _section(
         and (everything or finding["rule"] not in _PLAIN)
     ]
     empty = "Nothing to change." if not quiet else "Nothing is advised."
-    return [Text(harmless(title), style="bold"), table(_COLUMNS, rows, empty=empty), *quiet]
+    return [Text(harmless(title), style="bold"), table(_COLUMNS, rows, empty=empty), *why, *quiet]
 
 
 def _saving(saves: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from broker.cli.options import Json, api, examples, group
 from broker.cli.output import emit, harmless, table, when
-from broker.cli.report import LAST, age_notes, bar, chosen_filters, chosen_period, save_csv
+from broker.cli.report import LAST, age_notes, chosen_day, chosen_filters, chosen_period, drawn_bar, save_csv
 from broker.errors import InvalidRequest
 
 prices = group("prices", "What an hour of a core, a GPU, a GiB of memory costs, and from when on.")
@@ -105,7 +105,7 @@ def list_prices(
         (
             one["id"],
             one["resource"],
-            *(one[part] for part in _PLACE),
+            _place(one),
             "ends" if one["amount"] is None else f"{_grouped(one['amount'])} {one['currency']}",
             one["valid_from"],
             one["valid_until"],
@@ -113,7 +113,7 @@ def list_prices(
         )
         for one in found["items"]
     )
-    heads = ("ID", "RESOURCE", *(part.upper() for part in _PLACE), "PRICE>", "FROM", "UNTIL", "STATE")
+    heads = ("ID", "RESOURCE", "WHERE", "PRICE>", "FROM", "UNTIL", "STATE")
     emit(found, lambda: table(heads, rows, empty="No prices: all use is unpriced"), as_json=as_json)
 
 
@@ -145,12 +145,14 @@ def set_price(
     """Enter a price that holds from a day on; what was charged stays."""
     if (amount is None) is not end:
         raise InvalidRequest("Name an amount, or --end: one of them")
+    if amount is not None and not _is_number(amount):
+        raise InvalidRequest(f"AMOUNT {amount}: write a number with a point, without separators: 12 or 0.05")
+    first = chosen_day("--from", since)
     place = {"cluster": cluster, "partition": partition, "qos": qos, "gpu_type": gpu_type}
     with api(ctx) as client:
-        found = client.post("/prices", {"resource": resource, "amount": amount, "valid_from": since, **place})
+        found = client.post("/prices", {"resource": resource, "amount": amount, "valid_from": first, **place})
     told = "no price of its own" if end else f"{_grouped(found['amount'])} {found['currency']}"
-    where = ", ".join(f"{part} {found[part]}" for part in _PLACE if found[part] != "*") or "everywhere"
-    sentence = f"{found['id']}: {resource} {told} from {found['valid_from']} on, {where}."
+    sentence = f"{found['id']}: {resource} {told} from {found['valid_from']} on, {_place(found)}."
     emit(found, lambda: sentence, as_json=as_json)
 
 
@@ -185,14 +187,14 @@ def _shown(found: dict[str, Any]) -> RenderableType:
     rows = [
         (
             *(line["key"][name] for name in keys),
-            Text(bar(float(line["amount"] or 0), largest), style="cyan"),
+            drawn_bar(float(line["amount"] or 0), largest),
             *_figures(line),
         )
         for line in found["lines"]
     ]
     if rows:
         blank = [""] * (len(keys) - 1)
-        rows.append((Text("total 합계", style="bold"), *blank, "", *_figures(found["total"])))
+        rows.append((Text("total 합계", style="bold"), *blank, Text(), *_figures(found["total"])))
     heads = (*(name.upper() for name in keys), "", *_heads(found["currency"]))
     period = f"Costs 비용, {found['since']} to {found['until']} (UTC), {found['scope']}"
     return Group(
@@ -222,6 +224,15 @@ def _shown_run(found: dict[str, Any]) -> RenderableType:
     )
 
 
+def _place(price: dict[str, Any]) -> str:
+    """Where a price holds.
+
+    >>> _place({"cluster": "*", "partition": "*", "qos": "idle", "gpu_type": "a100"})
+    'qos idle, gpu_type a100'
+    """
+    return ", ".join(f"{part} {price[part]}" for part in _PLACE if price[part] != "*") or "everywhere"
+
+
 def _heads(currency: str) -> tuple[str, ...]:
     return (f"{currency} 금액>", "FAULTS>", "EXEMPT>", "HOURS 시간", "UNPRICED 단가 없음")
 
@@ -241,6 +252,13 @@ def _loose(total: dict[str, Any]) -> list[str]:
         return []
     names = ", ".join(f"{name} ({_NAMES[name][1]})" for name in total["unpriced"])
     return [f"Unpriced hours are in no amount: an admin enters prices with `broker prices set`. {names}"]
+
+
+def _is_number(amount: str) -> bool:
+    try:
+        return Decimal(amount).is_finite()
+    except InvalidOperation:
+        return False
 
 
 def _grouped(amount: str) -> str:

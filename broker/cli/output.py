@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from broker.cli.fitting import Bar, Fitted
 from broker.errors import BrokerError, Problem, Unauthenticated
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -129,15 +130,8 @@ def state_style(state: str) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> RenderableType:
     """A table without frills; a title that ends in `>` aligns right. `empty` stands for no rows."""
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in columns:
-        number = title.endswith(">")
-        grid.add_column(title.rstrip(">"), justify="right" if number else "left", overflow="fold")
-    count = 0
-    for row in rows:
-        grid.add_row(*(cell(value) for value in row))
-        count += 1
-    return grid if count else Text(empty, style="bright_black")
+    cells = [[value if isinstance(value, Bar) else cell(value) for value in row] for row in rows]
+    return Fitted(columns, cells) if cells else Text(empty, style="bright_black")
 
 
 def fields(pairs: Iterable[tuple[str, Any]]) -> RenderableType:

@@ -11,13 +11,12 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.cli.report_files import EXPORTS, save, show_exports
 from broker.errors import InvalidRequest
 
-BAR: Final = 24
-"""Cells of the longest bar."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _ALL: Final = {"limit": 10_000}
 """Lines of a file: as many as there may be."""
@@ -65,7 +64,8 @@ def report(
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs behind it, newest first.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each figure means.")] = False,
     csv: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write it as CSV; `-` is standard output.")
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="`--format csv -o FILE`; `-` is standard output."),
     ] = None,
     output: Annotated[
         str | None,
@@ -92,12 +92,16 @@ def report(
         show_exports(ctx, limit, as_json=as_json)
         return
     period = chosen_period(last, since, until)
+    if jobs and (by or sort):
+        raise InvalidRequest("--jobs lists the jobs, newest first: leave --by and --sort out")
+    if csv is not None:
+        if output is not None or format_ is not None:
+            raise InvalidRequest("--csv FILE is --format csv --output FILE: leave one of them out")
+        output, format_ = csv, "csv"
     asked: dict[str, Any] = (
         period | chosen_filters(where or [], _FILTERS) | {"by": by or None, "sort": sort, "limit": limit}
     )
-    if csv is not None:
-        save_csv(ctx, f"/reports/{name}", asked | {"limit": 10_000}, csv, as_json)
-    elif output is not None or format_ is not None:
+    if output is not None or format_ is not None:
         path, wanted = f"/reports/{name}", asked | _ALL
         if jobs:
             path, wanted = f"{path}/jobs", dict.fromkeys(("by", "sort", "limit"))
@@ -107,6 +111,8 @@ def report(
     else:
         with api(ctx) as client:
             found = client.get(f"/reports/{name}", **asked)
+        if found["report"]["now"] and any(period.values()):
+            raise InvalidRequest(f"{name} tells how things stand now: leave --last, --since and --until out")
         emit(found, lambda: _shown(found, sort, explain), as_json=as_json)
 
 
@@ -127,7 +133,7 @@ def last_whole(period: str, today: date) -> tuple[date, date]:
     return first, after
 
 
-def bar(value: float | str | None, largest: float) -> str:
+def bar(value: float | str | None, largest: float, cells: int = BAR) -> str:
     """A bar of eighths of a cell; anything above nothing is seen. What is no number has none.
 
     >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1), bar("2026-11-30", 1)
@@ -135,8 +141,13 @@ def bar(value: float | str | None, largest: float) -> str:
     """
     if not value or isinstance(value, str) or value < 0 or largest <= 0:
         return ""
-    eighths = max(1, round(BAR * 8 * min(value / largest, 1)))
+    eighths = max(1, round(cells * 8 * min(value / largest, 1)))
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def drawn_bar(value: float | str | None, largest: float) -> Bar:
+    """The bar as a cell of a table; it becomes shorter where the terminal is narrow."""
+    return Bar(lambda cells: bar(value, largest, cells), style="cyan")
 
 
 def figure(value: float | str | None, unit: str) -> str:
@@ -258,13 +269,25 @@ def save_csv(ctx: typer.Context, path: str, asked: dict[str, Any], target: str, 
 def chosen_period(last: str | None, since: str | None, until: str | None) -> dict[str, str | None]:
     """`--last`, or `--since` and `--until`, as the API takes them."""
     if last is None:
-        return {"since": since, "until": until}
+        return {"since": chosen_day("--since", since), "until": chosen_day("--until", until)}
     if since or until:
         raise InvalidRequest("--last names the whole period: leave out --since and --until")
     if last not in LAST:
         raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(LAST)}")
     first, after = last_whole(last, datetime.now(UTC).date())
     return {"since": f"{first}", "until": f"{after}"}
+
+
+def chosen_day(option: str, word: str | None) -> str | None:
+    """The day that an option names.
+
+    >>> chosen_day("--since", "2026-11-01"), chosen_day("--since", None)
+    ('2026-11-01', None)
+    """
+    try:
+        return f"{date.fromisoformat(word)}" if word is not None else None
+    except ValueError:
+        raise InvalidRequest(f"{option} {word}: write a day (UTC) like 2026-11-01") from None
 
 
 def chosen_filters(words: list[str], names: str) -> dict[str, str]:
@@ -283,16 +306,19 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     first = sort or measures[0]["name"]
     sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
     largest = max(sizes, default=0)
-    lines = [(line, bar(line["values"][first], largest)) for line in found["lines"]]
     rows = [
-        (*(line["key"][name] for name in found["by"]), Text(drawn, style="cyan"), *_figures(line, measures))
-        for line, drawn in lines
+        (
+            *(_key(name, line["key"][name]) for name in found["by"]),
+            drawn_bar(line["values"][first], largest),
+            *_figures(line, measures),
+        )
+        for line in found["lines"]
     ]
-    if rows:
+    shown = zip(_figures(found["total"], measures), measures, strict=True)
+    numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
+    if rows and set(numbers) - {"", "?"}:
         blank = [""] * (len(found["by"]) - 1)
-        shown = zip(_figures(found["total"], measures), measures, strict=True)
-        numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
-        rows.append((Text("total", style="bold"), *blank, "", *numbers))
+        rows.append((Text("total", style="bold"), *blank, Text(), *numbers))
     heads = (*(name.upper() for name in found["by"]), "", *map(_head, measures))
     parts: list[RenderableType] = [
         Text(harmless(_headline(found)), style="bold"),
@@ -305,8 +331,21 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
 
 
 def _head(measure: dict[str, Any]) -> str:
-    """A figure's heading; numbers stand to the right."""
-    return f"{measure['title'].upper()}{'' if measure['unit'] in _TEXTS else '>'}"
+    """A figure's heading, with its unit where nothing else says it; numbers stand to the right."""
+    title, unit = measure["title"].upper(), measure["unit"]
+    told = f" ({unit})" if unit in ("h", "GiB h") and "HOUR" not in title else ""
+    return f"{title}{told}{'' if unit in _TEXTS else '>'}"
+
+
+def _key(name: str, value: str) -> str:
+    """What a line is about; a size is told in CPUs, not as the power of two that a filter takes.
+
+    >>> _key("size", "0"), _key("size", "5"), _key("user", "kim")
+    ('0 (1 CPU)', '5 (32–63 CPUs)', 'kim')
+    """
+    if name != "size" or not value.isdecimal():
+        return value
+    return f"{value} ({f'{2 ** int(value)}–{2 ** (int(value) + 1) - 1} CPUs' if int(value) else '1 CPU'})"
 
 
 def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
@@ -332,9 +371,10 @@ def _headline(found: dict[str, Any]) -> str:
 
 def age_notes(found: dict[str, Any]) -> list[str]:
     """What is not shown, and up to when each cluster's accounting was read."""
-    notes = [f"{found['left_out']} more lines; see --limit"] if found["left_out"] else []
+    notes = []
     for one in found["sources"]:
         age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()
         late = "; the last look failed" if one["trouble"] else ""
         notes.append(f"{one['cluster']}: complete up to {figure(max(age, 0), 's')} ago{late}")
-    return notes or ["Nothing was read from Slurm's accounting yet"]
+    more = [f"{found['left_out']} more lines; see --limit"] if found["left_out"] else []
+    return more + (notes or ["Of this, nothing was read from Slurm yet"])

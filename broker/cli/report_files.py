@@ -25,9 +25,10 @@ def format_of(given: str | None, output: str) -> str:
     ('parquet', 'csv', 'json')
     """
     named = Path(output).suffix.removeprefix(".").lower()
-    wanted = given or (named if named in FORMATS else "csv")
+    wanted = given or named or "csv"
     if wanted not in FORMATS:
-        raise InvalidRequest(f"--format {wanted}: there is no such format; there are: {', '.join(FORMATS)}")
+        said = f"--format {given}" if given else f"--output {output}"
+        raise InvalidRequest(f"{said}: there is no such format; there are: {', '.join(FORMATS)}")
     return wanted
 
 

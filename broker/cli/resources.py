@@ -9,12 +9,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.db import utcnow
-
-BAR = 24
-"""Width of a bar in a terminal."""
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +84,7 @@ def _row(name: str, amount: dict[str, Any], unit: int) -> list[Any]:
     why = [f"{amount[k] // unit} {k}" for k in ("reserved", "draining", "drained", "down") if amount[k]]
     numbers = [str(amount[key] // unit) for key in ("total", "allocated")]
     rest = [str(amount[key] // unit) for key in ("idle", "unavailable")]
-    return [name, *numbers, used_text(amount, unit), *rest, ", ".join(why), bar(amount)]
+    return [name, *numbers, used_text(amount, unit), *rest, ", ".join(why), _bar(amount)]
 
 
 def used_text(amount: dict[str, Any], unit: int) -> str:
@@ -98,7 +96,7 @@ def used_text(amount: dict[str, Any], unit: int) -> str:
     return f"{text} (of {amount['measured'] // unit} measured)" if part else text
 
 
-def bar(amount: dict[str, Any]) -> str:
+def bar(amount: dict[str, Any], cells: int = BAR) -> str:
     """What is allocated (█), idle (·) and unavailable (x) as a bar.
 
     >>> bar({"total": 4, "allocated": 2, "idle": 1})
@@ -106,9 +104,13 @@ def bar(amount: dict[str, Any]) -> str:
     """
     if not amount["total"]:
         return ""
-    taken: int = round(BAR * amount["allocated"] / amount["total"])
-    free: int = min(BAR - taken, round(BAR * amount["idle"] / amount["total"]))
-    return "█" * taken + "·" * free + "x" * (BAR - taken - free)
+    taken: int = round(cells * amount["allocated"] / amount["total"])
+    free: int = min(cells - taken, round(cells * amount["idle"] / amount["total"]))
+    return "█" * taken + "·" * free + "x" * (cells - taken - free)
+
+
+def _bar(amount: dict[str, Any]) -> Bar:
+    return Bar(lambda cells: bar(amount, cells))
 
 
 def nodes_view(found: dict[str, Any]) -> RenderableType:
@@ -146,7 +148,7 @@ def history_view(found: dict[str, Any]) -> RenderableType:
             f"{point['allocated']:.1f}",
             "unknown" if point["used"] is None else f"{point['used']:.1f}",
             f"{point['total']:.1f}" if point["total"] else "",
-            bar(point),
+            _bar(point),
         ]
         for series in found["series"]
         for point in series["points"]

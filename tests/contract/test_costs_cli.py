@@ -91,4 +91,7 @@ def test_what_can_not_be_asked_is_told(call: Call) -> None:
     assert "names are: cluster" in call("costs", "--where", "size=3", status=2)
     assert "one of them" in call("prices", "set", "core_hour", "--from", "2999-01-01", status=2)
     assert "withdrawn" not in call("prices", "withdraw", "price-0", status=66)
-    assert "amount" in call("prices", "set", "core_hour", "cheap", "--from", "2999-01-01", status=2)
+    for amount in ("cheap", "12,5", "nan"):
+        said = call("prices", "set", "core_hour", amount, "--from", "2999-01-01", status=2)
+        assert f"AMOUNT {amount}: write a number" in said
+    assert "--from soon: write a day" in call("prices", "set", "core_hour", "1", "--from", "soon", status=2)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.cli import main
-from broker.cli.report import BAR, last_whole
+from broker.cli.fitting import BAR
+from broker.cli.report import last_whole
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context
@@ -99,3 +100,32 @@ def test_what_can_not_be_asked_is_told(call: Call) -> None:
     assert "NAME=VALUE" in call("usage", "--where", "colour=red", status=2)
     assert "it has: cluster" in call("usage", "--by", "colour", status=2)
     assert "There is no report" in call("nothing", status=66)
+    for option in ("--since", "--until"):
+        assert f"{option} 2026-13-01: write a day" in call("usage", option, "2026-13-01", status=2)
+
+
+def test_options_that_say_different_things_are_refused_not_ignored(call: Call, tmp_path: Path) -> None:
+    assert "leave --by and --sort out" in call("usage", "--jobs", "--by", "tenant", status=2)
+    assert "leave one of them out" in call("usage", "--csv", "a.csv", "--output", "b.csv", status=2)
+    assert "how things stand now" in call("quotas", "--last", "month", status=2)
+    target = tmp_path / "usage.xlsx"
+    assert "csv, json, parquet" in call("usage", "--output", str(target), status=2) and not target.exists()
+
+
+def test_the_jobs_behind_a_report_are_written_as_csv_too(call: Call, tmp_path: Path) -> None:
+    target = tmp_path / "jobs.csv"
+    call("usage", "--last", "month", "--jobs", "--csv", str(target))
+    lines = target.read_text(encoding="utf-8-sig").splitlines()
+    assert "job_id" in lines[0] and len(lines) == 4
+
+
+def test_sizes_are_told_in_cpus_and_hours_as_hours(call: Call) -> None:
+    shown = call("sizes", "--last", "month")
+    assert "2 (4–7 CPUs)" in shown and "3 (8–15 CPUs)" in shown
+    assert "MEMORY NEVER TOUCHED (GiB h)" in call("waste", "--last", "month")
+
+
+def test_a_report_of_which_nothing_was_read_says_so_even_when_lines_are_left_out(call: Call) -> None:
+    first, _ = last_whole("month", datetime.now(UTC).date())
+    shown = call("core_utilisation", "--since", f"{first - timedelta(days=60)}", "--limit", "1")
+    assert "see --limit" in shown and "nothing was read from Slurm yet" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from datetime import UTC, datetime
@@ -9,9 +10,11 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from broker.cli import output
+from broker.cli.fitting import BAR, Bar
 from broker.errors import Denied, InvalidSpec, LimitReached, Problem, Unauthenticated
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\x00\u202eb"
@@ -43,6 +46,20 @@ def test_a_table_in_a_pipe_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> N
     name = "n" * 150
     output.emit([], lambda: output.table(("A", "B"), [(name, "x" * 60)], empty=""), as_json=False)
     assert name in capsys.readouterr().out
+
+
+@given(st.integers(40, 140))
+def test_a_table_in_a_terminal_gives_each_bar_one_row_and_keeps_to_the_width(width: int) -> None:
+    bars = [Bar("█".__mul__), Bar(lambda cells: "█" * (cells // 2))]
+    rows = [("자연어처리연구실", bars[0], "98.7 %", "x"), ("kim", bars[1], "1.2 % (of 87/125)", "y")]
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(output.table(("TENANT", "", "EFFICIENCY>", "WHY"), rows, empty=""))
+    lines = console.export_text().splitlines()
+    drawn = [line.count("█") for line in lines if "█" in line]
+    assert len(drawn) == 2 and drawn[1] == drawn[0] // 2 and 3 < drawn[0] <= BAR
+    assert all(cell_len(line) <= width for line in lines)
+    assert any("EFFICIENCY" in line for line in lines), "a word breaks last"
+    assert width < 80 or (len(lines) == 3 and drawn[0] == BAR)
 
 
 def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
