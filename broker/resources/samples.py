@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from broker.errors import InvalidRequest, Problem
 from broker.resources.snapshot import Amount, Amounts, Look
 from broker.resources.tables import SampleRow
 from broker.settings import ResourceSettings
@@ -24,6 +25,8 @@ HOUR: Final = 3600
 DAY: Final = 86_400
 SCOPES: Final = ("cluster", "gpu_type", "partition", "tenant")
 RESOURCES: Final = ("gpu", "cpu", "memory")
+MOST_POINTS: Final = 100_000
+"""In one answer; a hundred names by hour for a month are 74,400."""
 _KEY = [column.name for column in SampleRow.__table__.primary_key]
 _SUMS = ("samples", "total", "allocated", "idle", "unavailable", "measured", "used")
 
@@ -114,7 +117,7 @@ def history(
     """Means over time, by name and time; `step_s` 0 (each look), 3600 or 86400 (UTC).
 
     They are means over all looks at the cluster in the span: a tenant that had 8 GPUs in every second look
-    had 4. A name that no look of a span had is absent from it.
+    had 4. A name that no look of a span had is absent from it. `InvalidRequest` for more than `MOST_POINTS`.
     """
     span = (since, until, step_s)
     looks = {point[1]: point[2] for point in _sums(session, cluster, "cluster", resource, "", *span)}
@@ -161,7 +164,11 @@ def _sums(
         chosen.append(SampleRow.name == name)
     sums = [func.sum(getattr(SampleRow, column)) for column in _SUMS]
     query = select(SampleRow.name, span, *sums).where(*chosen).group_by(SampleRow.name, span)
-    return [tuple(row) for row in session.execute(query.order_by(SampleRow.name, span))]
+    found = session.execute(query.order_by(SampleRow.name, span).limit(MOST_POINTS + 1)).all()
+    if len(found) > MOST_POINTS:
+        detail = f"More than {MOST_POINTS} points: ask for a shorter period, a longer step, or one name"
+        raise InvalidRequest(detail, problems=[Problem("/since", "too_many_points", detail)])
+    return [tuple(row) for row in found]
 
 
 def tenants_amounts(jobs: list[tuple[str, int, int, int]]) -> dict[str, Amounts]:

@@ -146,7 +146,8 @@ def summarize(
     """Amounts of a cluster and of each partition, and its nodes.
 
     `gpu_use`: what DCGM measured, by node name: (GPUs' worth of use, GPUs). `sampled`: for nodes without,
-    what jobs measured of their own GPUs. `jobs`: what runs, by node name. A node in two partitions counts in each, and once in the cluster. Nodes that slurm.conf(5) only announces (FUTURE)
+    what jobs measured of their own GPUs. `jobs`: what runs, by node name. A node in
+    two partitions counts in each, and once in the cluster. Nodes that slurm.conf(5) only announces (FUTURE)
     are not there.
     """
     cluster, partitions, rows = Amounts(), defaultdict[str, Amounts](Amounts), []

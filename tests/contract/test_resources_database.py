@@ -29,7 +29,7 @@ from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.identity import Role
-from broker.resources import dcgm
+from broker.resources import dcgm, samples
 from broker.resources.keeper import ResourceKeeper
 from broker.resources.samples import (
     DAY,
@@ -371,6 +371,23 @@ def test_a_wrong_question_names_its_field(
     answer = world.api.call("GET", "/resources/history", "ann", params=query)
     assert answer.status_code == status
     assert pointer in answer.text
+
+
+def test_nobody_gets_more_points_than_fit_into_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MOST_POINTS", 3)
+    with world.ctx.db.write() as session:
+        for minute in range(4):
+            at = utcnow() - timedelta(minutes=1 + minute)
+            keep_samples(session, list(samples_of("main", at, Look(amounts(8, 4), {}, ()), {})))
+    raw = {"by": "cluster", "step": "raw"}
+    answer = world.api.call("GET", "/resources/history", "ann", params=raw)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/since")
+    assert "a longer step" in answer.json()["detail"]
+    until = {"until": (utcnow() - timedelta(seconds=90)).isoformat()}
+    (series,) = world.get("/resources/history", "ann", **raw, **until)["series"]
+    assert len(series["points"]) == 3
 
 
 class Prometheus(BaseHTTPRequestHandler):
