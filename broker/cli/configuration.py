@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 
 
 def load_settings() -> Settings:
-    """Environment, then `broker.toml`; raises `ConfigurationError` with everything wrong in them."""
+    """Environment, then `broker.toml`; raises `ConfigurationError` with everything wrong in them.
+
+    What such a command does is done in this process: its warnings go to stderr, stdout is its answer's alone. A
+    server says afterwards what else it wants logged.
+    """
     import tomllib
 
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    from broker.logging import configure_logging
     from broker.settings import Settings
 
+    configure_logging("console", "warning")
     try:
         return Settings()
     except ValidationError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,18 @@ def test_shown_settings_hide_the_databases_password(
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert "hush" not in shown and "postgresql+psycopg://broker:***@db/broker" in shown
+
+
+def test_what_a_command_of_this_machine_logs_is_no_part_of_its_answer(tmp_path: Path) -> None:
+    program = """
+import structlog
+from broker.cli.configuration import load_settings
+load_settings()
+structlog.get_logger("broker.hosts").debug("remote_command")
+structlog.get_logger("broker.hosts").warning("host_slow")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    assert "host_slow" in done.stderr and "remote_command" not in done.stderr
