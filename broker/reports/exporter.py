@@ -50,7 +50,7 @@ from broker.reports.exports import (
     unread,
 )
 from broker.reports.schemas import ReportView
-from broker.reports.sources import read_up_to
+from broker.reports.sources import ages, read_up_to
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted, dimensions, period_bounds, period_name
 from broker.settings import ReportExportSettings, ReportSettings
@@ -157,7 +157,9 @@ class Exporter:
         """Write a period, if its figures are whole and not what lies there already."""
         wanted = wanted_of(name, export, period)
         with self._ctx.db.read() as session:
-            read = {one.cluster: one.complete_until for one in read_up_to(session)}
+            read: dict[str, datetime] = {}
+            for one in (*read_up_to(session), *ages(session, wanted)):  # of events: those, and the jobs
+                read[one.cluster] = min(read.get(one.cluster, one.complete_until), one.complete_until)
             behind = unread(midnight(wanted.until), read, self._ctx.settings.clusters)
             view = view_report(session, wanted, Scope(), None) if behind is None else None
         if view is None:

@@ -401,5 +401,6 @@ def test_a_name_leads_to_no_run_whose_job_has_no_id_yet_and_to_its_own_once_it_h
     with house.ctx.db.write() as session:
         session.execute(ours.values(slurm_job_id=7))
     house.tick(NOON + 300)
-    assert [(row.run_id, row.user) for row in house.rows().values()] == [(run, "ann"), (None, "main:mallory")]
+    found = {number: (row.run_id, row.user) for number, row in house.rows().items()}
+    assert found == {7: (run, "ann"), 8: (None, "main:mallory")}
     assert sum(house.days().values()) == before

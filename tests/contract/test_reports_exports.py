@@ -17,6 +17,8 @@ import pytest
 from sqlalchemy import select
 
 from broker import metrics
+from broker.accounting.event_tables import AccountingLookRow
+from broker.accounting.looks import upsert
 from broker.accounting.tables import AccountingCursorRow
 from broker.audit.tables import AuditRow
 from broker.cli import main
@@ -168,6 +170,20 @@ def test_it_waits_until_accounting_was_read_to_the_end_of_the_period(place: Plac
     place.read_to("2026-11-01T00:00")
     place.tick(NOVEMBER + timedelta(minutes=1))
     assert [one.state for one in place.rows()] == ["stored"] and place.rows()[0].trouble is None
+
+
+EVENTS = {"exports": {"monthly": ReportExportSettings(report="core_utilisation")}}
+
+
+@pytest.mark.parametrize("place", [EVENTS], indirect=True)
+def test_it_waits_for_node_events_too_where_it_is_made_of_them(place: Place) -> None:
+    look = {"cluster": "main", "what": "events", "since": at("2026-01-01T00:00"), "trouble": None}
+    place.read_to("2026-11-01T05:00")
+    for read_to, state in (("2026-10-31T20:00", "waiting"), ("2026-11-01T01:00", "stored")):
+        with place.ctx.db.write() as session:
+            upsert(session, AccountingLookRow, [look | {"read_to": at(read_to)}])
+        place.tick()
+        assert [row.state for row in place.rows()] == [state]
 
 
 def test_what_was_begun_and_killed_goes_on_under_its_number_and_is_not_sent_twice(
