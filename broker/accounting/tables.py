@@ -138,8 +138,8 @@ class AccountingDayRow(Base):
 class AccountingWaitRow(Base):
     """How long the jobs that began on a day (UTC) had waited: a histogram, one row per bucket.
 
-    `kind`: `eligible` (submit to eligible: approval, dependency, hold), `start` (eligible to start:
-    contention) or `slowdown` (bounded slowdown; no time). `bucket`: `histograms.bucket` of the seconds;
+    `kind`: `eligible` (submit to eligible: approval, dependency, hold) or `start` (eligible to start:
+    contention). `bucket`: `histograms.bucket` of the seconds;
     `wait_s`: their sum. Dimensions as in `accounting_days`.
     """
 

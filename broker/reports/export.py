@@ -15,14 +15,17 @@ def csv_of(view: ReportView) -> str:
     """One row per line, the total last: its key, its figures, and the coverage of those that need it.
 
     The first character is a byte order mark, without which Excel takes UTF-8 for something else. What is
-    unknown is an empty field, and the total's key is one.
+    unknown is an empty field, and the total's key is one. Lines beyond the limit are one row that says how
+    many they are: else the total would be more than its lines without a word.
     """
     names = [measure.name for measure in view.report.measures]
     covered = list(view.total.coverage)
     heads = [f"{measure.name} ({measure.unit})" for measure in view.report.measures]
     known = [part for name in covered for part in _heads(name, view.total.coverage[name])]
-    rows = [_row(line, view.by, names, covered) for line in (*view.lines, view.total)]
-    return "\ufeff" + csv_text([[*view.by, *heads, *known], *rows])
+    *rows, total = (_row(line, view.by, names, covered) for line in (*view.lines, view.total))
+    if view.left_out:
+        rows.append([f"({view.left_out} more)", *[""] * (len(total) - 1)])
+    return "\ufeff" + csv_text([[*view.by, *heads, *known], *rows, total])
 
 
 def jobs_csv(pages: Iterable[Sequence[JobFacts]]) -> Iterator[str]:

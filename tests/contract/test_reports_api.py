@@ -201,6 +201,15 @@ def test_pages_of_jobs_show_each_job_once(api: Api) -> None:
     assert len(seen) == len(set(seen)) == len(made_jobs()) - 1
 
 
+def test_csv_says_how_many_lines_are_beyond_the_limit(api: Api) -> None:
+    asked = OCTOBER | {"by": ["day", "user"], "format": "csv", "limit": 2}
+    answer = api.call("GET", "/reports/usage", "root", params=asked)
+    heads, *rows = csv.reader(io.StringIO(answer.content.decode("utf-8-sig")))
+    left_out = api.call("GET", "/reports/usage", "root", params=asked | {"format": "json"}).json()["left_out"]
+    assert left_out > 0 and [row[0] for row in rows][2:] == [f"({left_out} more)", ""]
+    assert {len(row) for row in rows} == {len(heads)}
+
+
 def test_csv_has_the_lines_and_the_total_and_no_formula(api: Api) -> None:
     with api.ctx.db.write() as session:
         keep(session, job(900, at("2026-10-20T00:00"), partition="=1+1", user="ann"))
@@ -228,8 +237,11 @@ def test_lines_beyond_the_limit_are_counted_and_stay_in_the_total(api: Api) -> N
         ("/reports/usage?by=colour", 422, "unknown_dimension"),
         ("/reports/waits?by=outcome", 422, "unknown_dimension"),
         ("/reports/waits?outcome=FAILED", 422, "unknown_dimension"),
+        ("/reports/usage?outcome=lost", 422, "unknown_outcome"),
+        ("/reports/usage?outcome=failed", 200, None),
         ("/reports/usage?sort=colour", 422, "unknown_measure"),
         ("/reports/usage?since=2026-11-02&until=2026-11-01", 422, "invalid_period"),
+        ("/reports/usage?since=1900-01-01", 422, "invalid_period"),
         ("/reports/usage/jobs?cursor=eA", 422, "invalid_cursor"),
         ("/reports/usage?gpu_count=99999999999999999999", 200, None),
     ],
