@@ -13,6 +13,7 @@ from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.db import utcnow
+from broker.errors import InvalidRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -39,19 +40,25 @@ def resources(
         typer.Option("--days", min=0.01, max=3660, help="Show the use over so many days up to now."),
     ] = None,
     by: Annotated[
-        Literal["cluster", "gpu_type", "partition", "tenant"],
-        typer.Option("--by", help="With `--days`: one series for each."),
-    ] = "cluster",
+        Literal["cluster", "gpu_type", "partition", "tenant"] | None,
+        typer.Option("--by", help="With `--days`: one series for each; else `cluster`."),
+    ] = None,
     resource: Annotated[
-        Literal["gpu", "cpu", "memory"], typer.Option("--resource", help="With `--days`: of what.")
-    ] = "gpu",
+        Literal["gpu", "cpu", "memory"] | None,
+        typer.Option("--resource", help="With `--days`: of what; else `gpu`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is there, allocated, really used and idle: GPUs, CPUs, memory; nodes; use over time."""
+    if days is None and (by or resource):
+        raise InvalidRequest("--by and --resource split the use over time: name --days too")
+    if days is not None and (nodes or state):
+        raise InvalidRequest("--days shows the use over time, --nodes and --state what is now: leave one out")
     with api(ctx) as client:
         if days is not None:
             since = (utcnow() - timedelta(days=days)).isoformat()
-            found = client.get("/resources/history", cluster=cluster, by=by, resource=resource, since=since)
+            split = {"by": by or "cluster", "resource": resource or "gpu"}
+            found = client.get("/resources/history", cluster=cluster, since=since, **split)
             emit(found, lambda: history_view(found), as_json=as_json)
         elif nodes or state:
             found = client.get("/resources/nodes", cluster=cluster, state=state, limit=5000)
@@ -93,7 +100,7 @@ def used_text(amount: dict[str, Any], unit: int) -> str:
         return "unknown"
     text = f"{amount['used'] / unit:.1f}"
     part = amount["measured"] < amount["total"]
-    return f"{text} (of {amount['measured'] // unit} measured)" if part else text
+    return f"{text} (of {amount['measured'] / unit:.0f} measured)" if part else text
 
 
 def bar(amount: dict[str, Any], cells: int = BAR) -> str:
@@ -146,7 +153,7 @@ def history_view(found: dict[str, Any]) -> RenderableType:
             when(point["at"]),
             series["name"],
             f"{point['allocated']:.1f}",
-            "unknown" if point["used"] is None else f"{point['used']:.1f}",
+            used_text(point, 1),
             f"{point['total']:.1f}" if point["total"] else "",
             _bar(point),
         ]

@@ -28,12 +28,15 @@ RESOURCES: Final = ("gpu", "cpu", "memory")
 MOST_POINTS: Final = 100_000
 """In one answer; a hundred names by hour for a month are 74,400."""
 _KEY = [column.name for column in SampleRow.__table__.primary_key]
-_SUMS = ("samples", "total", "allocated", "idle", "unavailable", "measured", "used")
+_SUMS = ("samples", "total", "allocated", "idle", "unavailable", "measured", "measured_of", "used")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The mean of a span that begins at `at`. `used` None: it was never measured in it."""
+    """The mean of a span that begins at `at`. `used` None: it was never measured in it.
+
+    `measured`: on how much of `total` it was, in the looks that had it.
+    """
 
     name: str
     at: datetime
@@ -42,6 +45,7 @@ class Point:
     idle: float
     unavailable: float
     used: float | None
+    measured: float
 
 
 def samples_of(
@@ -74,6 +78,7 @@ def _row(cluster: str, at: datetime, scope: str, resource: str, name: str, amoun
         "idle": amount.idle,
         "unavailable": amount.unavailable,
         "measured": int(amount.used is not None),
+        "measured_of": amount.measured,
         "used": amount.used or 0.0,
     }
 
@@ -122,7 +127,7 @@ def history(
     span = (since, until, step_s)
     looks = {point[1]: point[2] for point in _sums(session, cluster, "cluster", resource, "", *span)}
     found = []
-    for label, at, samples, total, allocated, idle, unavailable, measured, used in _sums(
+    for label, at, samples, total, allocated, idle, unavailable, measured, of, used in _sums(
         session, cluster, scope, resource, name, *span
     ):
         n = looks.get(at, samples)
@@ -135,6 +140,7 @@ def history(
                 idle=float(idle) / n,
                 unavailable=float(unavailable) / n,
                 used=float(used) / measured if measured else None,
+                measured=float(of) / measured if measured else 0.0,
             )
         )
     return found

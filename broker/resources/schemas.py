@@ -122,7 +122,8 @@ class PointView(BaseModel):
     allocated: float
     idle: float
     unavailable: float
-    used: float | None = Field(description="Measured; null: unknown")
+    used: float | None = Field(description="Measured, on `measured` of `total`; null: unknown, not 0")
+    measured: float = Field(description="0 where `used` is unknown")
 
 
 class SeriesView(BaseModel):

@@ -34,7 +34,7 @@ class SampleRow(Base):
 
     `scope`: `cluster` (name ""), `gpu_type`, `partition`, `tenant`. `resource`: gpu, cpu, memory (MiB). `at`:
     seconds since the epoch, of an hour its beginning. `used` is the sum over the `measured` looks that had
-    it. A tenant has `allocated` only.
+    it, `measured_of` that of the amounts it was measured on. A tenant has `allocated` only.
     """
 
     __tablename__ = "resource_samples"
@@ -51,4 +51,5 @@ class SampleRow(Base):
     idle: Mapped[int] = mapped_column(BigInteger)
     unavailable: Mapped[int] = mapped_column(BigInteger)
     measured: Mapped[int]
+    measured_of: Mapped[int] = mapped_column(BigInteger, server_default="0")
     used: Mapped[float]

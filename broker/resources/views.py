@@ -123,6 +123,7 @@ def show_history(
                         idle=round(point.idle, 3),
                         unavailable=round(point.unavailable, 3),
                         used=None if point.used is None else round(point.used, 3),
+                        measured=round(point.measured, 3),
                     )
                     for point in found
                 ],

@@ -288,6 +288,7 @@ def upgrade() -> None:
         sa.Column("idle", sa.BigInteger(), nullable=False),
         sa.Column("unavailable", sa.BigInteger(), nullable=False),
         sa.Column("measured", sa.Integer(), nullable=False),
+        sa.Column("measured_of", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("used", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint(
             "cluster", "step_s", "scope", "resource", "name", "at", name=op.f("pk_resource_samples")

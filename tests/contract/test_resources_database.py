@@ -267,9 +267,9 @@ def test_a_tenants_part_is_a_mean_over_all_looks_and_its_own_people_see_it(world
     )
 
 
-def amounts(total: int, allocated: int, used: float | None = None) -> Amounts:
+def amounts(total: int, allocated: int, used: float | None = None, measured: int = 0) -> Amounts:
     gpu = Amount(total=total, allocated=allocated, idle=total - allocated)
-    gpu.measure(used, total, "dcgm")
+    gpu.measure(used, measured or total, "dcgm")
     return Amounts(gpus={"a100": gpu})
 
 
@@ -289,6 +289,21 @@ def test_hours_are_the_means_of_their_looks_and_unknown_use_does_not_lower_the_m
     assert (hour.name, hour.at, hour.total, hour.allocated, hour.used) == ("a100", START, 8, 4, 3.0)
     assert (day.at, day.allocated) == (START, 4)
     assert cpu[0].used is None
+
+
+@BOTH
+def test_use_over_time_says_on_how_much_it_was_measured(world: World) -> None:
+    """Jobs' samplers on one node of many: 2 of the 4 GPUs that were looked at, not of 80."""
+    with world.ctx.db.write() as session:
+        for minute, (used, measured) in enumerate([(2.0, 4), (None, 0), (3.0, 6)]):
+            look = Look(amounts(80, 40, used, measured), {}, ())
+            keep_samples(session, list(samples_of("main", START + timedelta(minutes=minute), look, {})))
+    span = {"since": START.isoformat(), "until": (START + timedelta(hours=1)).isoformat()}
+    (raw,) = world.get("/resources/history", "ann", by="gpu_type", step="raw", **span)["series"]
+    assert [(point["used"], point["measured"]) for point in raw["points"]] == [(2, 4), (None, 0), (3, 6)]
+    (series,) = world.get("/resources/history", "ann", step="hour", **span)["series"]
+    (point,) = series["points"]
+    assert (point["used"], point["measured"], point["total"]) == (2.5, 5, 80)
 
 
 @BOTH
