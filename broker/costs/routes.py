@@ -16,7 +16,7 @@ from broker.costs.usage import BY, COSTS, RUN
 from broker.costs.views import pricing_of, view_costs, view_run_cost
 from broker.errors import InvalidRequest, Problem
 from broker.identity import Permission, Principal
-from broker.reports.routes import MAX_LINES, Since, Until, period
+from broker.reports.routes import MAX_LINES, Since, Until, outcome_named, period
 from broker.reports.wanted import PERIODS, Wanted, scope_of
 from broker.runs.views import find_run
 
@@ -40,7 +40,7 @@ async def wanted_costs(
 ) -> Wanted:
     """The use that a request asks the costs of; raises `InvalidRequest`."""
     given = {"cluster": cluster, "tenant": tenant, "user": user, "partition": partition, "qos": qos}
-    given |= {"gpu_type": gpu_type, "outcome": outcome}
+    given |= {"gpu_type": gpu_type, "outcome": outcome_named(outcome)}
     filters = {name: value for name, value in given.items() if value is not None}
     return Wanted(COSTS, *period(since, until), COSTS.by, filters)
 

@@ -22,6 +22,7 @@ from broker.reports.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
 from broker.reports.schemas import JobFacts, ReportList, ReportView
 from broker.reports.views import describe, view_report
 from broker.reports.wanted import Wanted, dimensions, scope_of
+from broker.slurm import SlurmState
 
 router = APIRouter(prefix="/reports", tags=["reports"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
@@ -78,7 +79,7 @@ async def wanted_report(
         "gpu_type": gpu_type,
         "gpu_count": gpu_count,
         "size": size,
-        "outcome": outcome,
+        "outcome": outcome_named(outcome),
         "node": node,
         "began": began,
         "state": state,
@@ -95,8 +96,25 @@ def period(since: date | None, until: date | None) -> tuple[date, date]:
     after = until or utcnow().date() + timedelta(days=1)
     first = since or after - timedelta(days=_DAYS)
     if not _EARLIEST <= first < after <= _LATEST:
-        _refuse("?since", "invalid_period", f"{first} to {after} is no period: name a since before until")
+        _refuse("?since", "invalid_period", _no_period(first, after))
     return first, after
+
+
+def outcome_named(given: str | None) -> str | None:
+    """The state that a filter means, in Slurm's spelling; raises `InvalidRequest` for what is none."""
+    if given is None:
+        return None
+    if (state := given.upper()) not in SlurmState.__members__:
+        ends = ", ".join(state for state in SlurmState if state.finished)
+        _refuse("?outcome", "unknown_outcome", f"Slurm has no state {given!r}; jobs end as: {ends}")
+    return state
+
+
+def _no_period(first: date, after: date) -> str:
+    said = f"{first} to {after} is no period"
+    if first < after:
+        return f"{said}: it begins on {_EARLIEST} or later and ends by {_LATEST}"
+    return f"{said}: name a since before until"
 
 
 Asked = Annotated[Wanted, Depends(wanted_report)]

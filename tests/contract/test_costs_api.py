@@ -395,6 +395,7 @@ def test_what_can_not_be_asked_is_named(api: Api) -> None:
     for query, code in (
         ("by=colour", "unknown_dimension"),
         ("by=run&by=month", "unknown_dimension"),
+        ("outcome=lost", "unknown_outcome"),
         ("format=csv&by=user", "invoice_by"),
         ("since=2026-11-02&until=2026-11-01", "invalid_period"),
     ):
