@@ -17,7 +17,8 @@ class AccountingEventRow(Base):
     Times in seconds since the epoch. `name`: the node; "" for what the whole cluster had, or lacked;
     `reservation N`. `end_at` null: it goes on, and is known to up to `seen_at`. `lack`: `slurm.events.Lack`;
     `state`: Slurm's word, or a reservation's name. `parts`: [node, cores, {GPU type: GPUs}] of each node.
-    `unused`: of a reservation, the share of its time in which its nodes had no job (UnusedWall), else 1.
+    `unused`: of a reservation that is for no maintenance, the share of its time up to `seen_at` in which its
+    nodes had no job (UnusedWall), else 1.
     """
 
     __tablename__ = "accounting_events"

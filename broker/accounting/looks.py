@@ -23,7 +23,7 @@ from broker.db import Base, utcnow
 from broker.db.leases import Lease
 from broker.errors import BrokerError
 from broker.slurm import Node, Share, SlurmClient, Tres
-from broker.slurm.events import NodeEvent, ReservationRecord
+from broker.slurm.events import Lack, NodeEvent, ReservationRecord
 from broker.slurm.nodelist import expand
 
 log = structlog.get_logger("broker.accounting")
@@ -99,7 +99,7 @@ class Looker:
         if reservations or any(event.tres.gpus and not event.tres.gpu_types for event in events):
             inventory = inventory_of(slurm.nodes())
         rows = [event_row(event, inventory) for event in events]
-        rows += [reservation_row(one, inventory) for one in reservations if one.start_at <= now]
+        rows += [reservation_row(one, inventory, now) for one in reservations if one.start_at <= now]
         common = {"cluster": self._cluster, "seen_at": now}
         return [(AccountingEventRow, [common | row for row in rows])]
 
@@ -138,15 +138,17 @@ def event_row(event: NodeEvent, inventory: Inventory) -> Row:
     }
 
 
-def reservation_row(one: ReservationRecord, inventory: Inventory) -> Row:
+def reservation_row(one: ReservationRecord, inventory: Inventory, now: int) -> Row:
     """A reservation as it is kept. Its TRES have no GPUs (up to 26.05): what its nodes have is what it took;
-    of a part of a node only the cores are known.
+    of a part of a node only the cores are known. Maintenance takes all of its time, whatever UnusedWall says
+    (0 until slurmdbd's next hour); of another one that goes on, UnusedWall is of the time up to `now`.
     """
     nodes = {name: inventory[name] for name in expand(one.nodes) if name in inventory}
     parts: list[list[Any]] = [[name, node.cpus, _types(node.gpus, [node])] for name, node in nodes.items()]
     if 0 < one.tres.cpus < sum(node.cpus for node in nodes.values()):
         parts = [[one.nodes, one.tres.cpus, {}]]
-    length = (one.end_at or 0) - one.start_at
+    length = min(one.end_at or now, now) - one.start_at
+    counts = one.lack == Lack.RESERVED and length > 0
     return {
         "name": f"reservation {one.number}",
         "start_at": one.start_at,
@@ -156,7 +158,7 @@ def reservation_row(one: ReservationRecord, inventory: Inventory) -> Row:
         "who": "",
         "reason": ",".join(sorted(one.flags)),
         "parts": parts,
-        "unused": min(1.0, max(0.0, one.unused_s / length)) if length > 0 else 1.0,
+        "unused": min(1.0, max(0.0, one.unused_s / length)) if counts else 1.0,
     }
 
 

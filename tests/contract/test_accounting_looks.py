@@ -187,5 +187,16 @@ def test_gpus_whose_type_nobody_tells_have_that_of_the_nodes_where_the_numbers_a
 
 def test_of_a_part_of_a_node_only_the_cores_are_reserved() -> None:
     one = ReservationRecord(7, "x", T, T + 100, "n1", frozenset(), parse_tres("cpu=8"), 25.0)
-    row = reservation_row(one, {"n1": NODE})
+    row = reservation_row(one, {"n1": NODE}, T + 500)
     assert (row["parts"], row["unused"], row["lack"]) == ([["n1", 8, {}]], 0.25, "reserved")
+
+
+def test_a_reservation_that_goes_on_is_unused_by_the_time_it_has_been_there() -> None:
+    one = ReservationRecord(7, "x", T, T + 1000, "n1", frozenset(), parse_tres("cpu=64"), 75.0)
+    shares = [reservation_row(one, {"n1": NODE}, T + past)["unused"] for past in (0, 100, 300, 5000)]
+    assert shares == [1.0, 0.75, 0.25, 0.075]
+
+
+def test_maintenance_takes_all_of_its_time_before_slurmdbd_has_counted_any() -> None:
+    one = ReservationRecord(7, "mnt", T, T + 1000, "n1", frozenset({"MAINT"}), parse_tres("cpu=64"), 0.0)
+    assert reservation_row(one, {"n1": NODE}, T + 100)["unused"] == 1.0
