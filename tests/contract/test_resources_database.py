@@ -466,6 +466,9 @@ def test_the_command_shows_amounts_nodes_and_use(
         assert "a100" in call("--days", "1", "--by", "gpu_type")
         assert json.loads(call("--days", "1", "--by", "tenant", "--json"))["series"][0]["name"] == "red"
         assert json.loads(call("--json"))["items"][0]["cluster"] == "main"
+        for words in (("--by", "tenant"), ("--resource", "cpu"), ("--nodes", "--days", "1")):
+            assert main(["resources", *words]) == 2, "an option that would be passed over is refused"
+            assert "--days" in capsys.readouterr().err
 
 
 def test_what_is_stored_is_what_was_seen(world: World) -> None:
