@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -10,10 +11,11 @@ from fastapi.responses import StreamingResponse
 from broker.api.conditional import IfNoneMatch, etag, matches
 from broker.api.idempotency import IdempotencyKey, OnceByKey, Replayed, request_hash
 from broker.api.pagination import Page, PageParams, fetch
-from broker.api.security import Ctx, requires
+from broker.api.security import Auth, Credentials, Ctx, requires
+from broker.api.sockets import reader
 from broker.api.streams import EVENT_STREAM, Streams
 from broker.compiler import preview, submission_script
-from broker.errors import NotFound
+from broker.errors import BrokerError, NotFound
 from broker.identity import Permission, Principal
 from broker.pipelines.service import find_pipeline
 from broker.runs.collection import load_manifest
@@ -147,18 +149,25 @@ def list_events(
 async def follow_events(
     run_id: str,
     ctx: Ctx,
+    auth: Auth,
+    credentials: Credentials,
     principal: Reader,
     streams: Streams,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,9}$")] = None,
 ) -> StreamingResponse:
-    """The same as server-sent events, live, until the run has ended; resumes after `Last-Event-ID`."""
-    frames = event_stream(ctx, principal, run_id, int(last_event_id or 0))
+    """The same as server-sent events, live, until the run has ended; resumes after `Last-Event-ID`.
+
+    The token is checked all the while: the stream ends when it does.
+    """
+    assert credentials is not None  # `Reader` has refused a request without
+    frames = event_stream(ctx, reader(auth, credentials), run_id, int(last_event_id or 0))
     first = await anext(frames)  # a run that is not visible is a 404, not a broken stream
 
     async def body() -> Any:
         yield first
-        async for frame in frames:
-            yield frame
+        with suppress(BrokerError):  # the reader comes again, and then gets the error
+            async for frame in frames:
+                yield frame
 
     return streams.respond(principal, body())
 

@@ -1,7 +1,7 @@
 """What happens to a run and what it logs, live: server-sent events (WHATWG HTML, section 9.2), WebSockets.
 
 A log is followed by looking: where it lies now is decided at every look, so a follower goes on from the
-cluster's file to the stored one without noticing. The reader's right is checked at every look as well.
+cluster's file to the stored one without noticing. The reader's right is checked at every look, at events too.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LOG_LINES = 2000
 """Lines in one message at most: what a slow reader has not taken is not read from the log either."""
 
 
-async def event_stream(ctx: Context, principal: Principal, run_id: str, after: int) -> AsyncIterator[str]:
+async def event_stream(ctx: Context, who: Who, run_id: str, after: int) -> AsyncIterator[str]:
     """Frames with the events above `after`, as they come; ends when the run has ended and all were sent.
 
-    The first frame comes at once; `NotFound` is raised before it. A comment every 15 s keeps proxies from
-    closing a quiet connection.
+    The first frame comes at once; `NotFound` is raised before it, at any time what `who` raises. A comment
+    every 15 s keeps proxies from closing a quiet connection.
     """
 
-    def look(seen: int) -> tuple[list[tuple[int, str]], bool]:
+    def look(principal: Principal, seen: int) -> tuple[list[tuple[int, str]], bool]:
         with ctx.db.read() as session:
             run = find_run(session, principal, run_id)
             events = events_after(session, run_id, seen)
@@ -52,7 +52,7 @@ async def event_stream(ctx: Context, principal: Principal, run_id: str, after: i
             ]
             return frames, RunState(run.state).final and run.event_seq <= (frames[-1][0] if frames else seen)
 
-    frames, over = await run_in_threadpool(look, after)
+    frames, over = await run_in_threadpool(look, await who(), after)
     yield "retry: 2000\n\n"
     quiet = 0.0
     while True:
@@ -66,7 +66,7 @@ async def event_stream(ctx: Context, principal: Principal, run_id: str, after: i
             quiet = 0.0
             yield ": still here\n\n"
         await asyncio.sleep(LOOK_S)
-        frames, over = await run_in_threadpool(look, after)
+        frames, over = await run_in_threadpool(look, await who(), after)
 
 
 @dataclass(frozen=True, slots=True)

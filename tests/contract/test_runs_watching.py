@@ -28,6 +28,7 @@ from broker.compiler.names import LogPaths, control_dir, log_paths
 from broker.context import Context
 from broker.db import leases, utcnow
 from broker.identity import Principal, Role
+from broker.identity.tables import UserRow
 from broker.objects import EmbeddedObjectStore, ObjectStore
 from broker.runs import logs, streams
 from broker.runs.events import events_after
@@ -527,6 +528,20 @@ def test_a_stored_log_is_read_the_same_way(tmp_path: Path) -> None:
             assert again["lines"][0] == found["lines"][0]
             stream = ask(api.app, "GET", f"/api/v1{LOGS.format(run_id)}/stream", api.headers("ann"))
             assert word in stream.text and "event: end" in stream.text
+
+
+@pytest.mark.parametrize("path", ["events/stream", "components/trainer/logs/stream"])
+def test_a_stream_ends_with_the_readers_right(desk: Desk, path: str) -> None:
+    """A run takes days: who was shut out meanwhile must not read on."""
+    with served(desk.api) as port:
+        url = f"http://127.0.0.1:{port}/api/v1/runs/{desk.run_id}/{path}"
+        with httpx.stream("GET", url, headers=desk.api.headers("ann"), timeout=8) as answer:
+            lines = answer.iter_lines()
+            assert next(line for line in lines if line.startswith("data:"))
+            with desk.ctx.db.write() as session:
+                session.get_one(UserRow, desk.ann.user_id).token_version += 1  # signed out everywhere
+            assert not any(line.startswith(": still here") for line in lines)
+    assert desk.job().state == JobState.RUNNING
 
 
 def test_an_account_has_only_so_many_streams_open_and_gets_a_place_back(desk: Desk) -> None:
