@@ -213,7 +213,8 @@ def _show_list(ctx: typer.Context, as_json: bool) -> None:
 def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int, as_json: bool) -> None:
     filters = {key: value for key, value in asked.items() if key not in ("by", "sort", "limit")}
     with api(ctx) as client:
-        items = list(client.pages(f"/reports/{name}/jobs", limit, **filters))
+        found = list(client.pages(f"/reports/{name}/jobs", limit + 1, **filters))
+    items, more = found[:limit], len(found) > limit
     columns = (
         "JOB",
         "USER",
@@ -245,7 +246,11 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
         )
         for one in items
     )
-    emit(items, lambda: table(columns, rows, empty="No jobs"), as_json=as_json)
+    shown = [table(columns, rows, empty="No jobs")]
+    if more:
+        note = f"The newest {limit}; there are more: see --limit, or write all of them with --output FILE"
+        shown.append(Text(note, style="bright_black"))
+    emit(items, lambda: Group(*shown), as_json=as_json)
 
 
 def save_csv(ctx: typer.Context, path: str, asked: dict[str, Any], target: str, as_json: bool) -> None:

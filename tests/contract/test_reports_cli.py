@@ -78,7 +78,10 @@ def test_the_reports_and_the_jobs_behind_one_are_listed(call: Call) -> None:
     assert all(name in listed for name in ("usage", "waits", "outcomes", "efficiency"))
     assert {one["job_id"] for one in call("usage", "--last", "month", "--jobs", "--json")} == {"1", "2", "3"}
     shown = call("usage", "--last", "month", "--where", "tenant=team-b", "--jobs")
-    assert shown.count("bob") == 1
+    assert shown.count("bob") == 1 and "there are more" not in shown
+    few = call("usage", "--last", "month", "--jobs", "--limit", "2")
+    assert "The newest 2; there are more" in few and len(few.splitlines()) == 4
+    assert len(call("usage", "--last", "month", "--jobs", "--limit", "2", "--json")) == 2
 
 
 def test_csv_goes_to_a_file_and_to_standard_output(call: Call, tmp_path: Path) -> None:
