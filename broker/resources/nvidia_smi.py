@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from statistics import fmean
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """An instance of a GPU (MIG). `uuid` "" where `-L` was not recorded."""
+    """An instance of a GPU (MIG). `uuid` "" where `-L` was not recorded; `named`: by CUDA_VISIBLE_DEVICES."""
 
     gpu: str
     uuid: str
@@ -54,6 +54,7 @@ class Slice:
     compute: str
     memory_used: float | None
     memory_total: float | None
+    named: bool = False
 
 
 def parse_samples(text: str) -> list[Sample]:
@@ -119,7 +120,7 @@ def parse_slices(text: str) -> list[Slice]:
     names = _names(listed)
     ours = {name.strip() for name in head[1:].split(",") if name.strip().startswith("MIG-")}
     found = [_slice(gpu, device, names) for gpu in tree.iter("gpu") for device in gpu.iter("mig_device")]
-    return [one for one in found if not ours or one.uuid in ours]
+    return [replace(one, named=True) for one in found if one.uuid in ours] if ours else found
 
 
 def _names(listed: str) -> dict[tuple[str, str], str]:
@@ -166,6 +167,8 @@ def use_of(
         if last.mig:
             found += [_of_slice(node, last, part, now) for part in parts if part.gpu == last.uuid]
             continue
+        if any(part.named for part in parts):
+            continue  # CUDA takes no whole GPU beside slices: where devices are not fenced, it is another's
         utils = [one.util for one in mine if one.util is not None]
         found.append(
             GpuUse(

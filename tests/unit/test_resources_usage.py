@@ -77,6 +77,16 @@ def test_of_slices_the_memory_is_known_and_the_utilisation_unknown_never_0() -> 
     assert use.gpu_memory_mib.value == 30
 
 
+def test_a_job_of_slices_has_no_part_in_the_whole_gpus_beside_them() -> None:
+    """Where devices are not fenced, nvidia-smi shows a job what others have."""
+    samples, slices = parse_samples(sample_of("slices.csv")), parse_slices(sample_of("slices.mig"))
+    whole = replace(samples[-1], index="7", uuid="GPU-other", util=95.0, memory_used=7e4, mig=False)
+    found = use_of("n1", [*samples, whole], slices, samples[0].at, MINUTE)
+    assert [one.index for one in found] == ["0:4/0", "0:5/0"]
+    unnamed = [replace(part, named=False) for part in slices]
+    assert [one.index for one in use_of("n1", [*samples, whole], unnamed, whole.at, MINUTE)][-1] == "7"
+
+
 def test_a_gpu_in_slices_whose_slices_were_not_seen_is_unknown() -> None:
     samples = parse_samples(sample_of("units.csv"))
     assert use_of("n1", samples, [], samples[0].at, MINUTE) == []
