@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def load_settings() -> Settings:
     """Environment, then `broker.toml`; raises `ConfigurationError` with everything wrong in them.
 
-    What such a command does is done in this process: its warnings go to stderr, stdout is its answer's alone. A
-    server says afterwards what else it wants logged.
+    What such a command does is done in this process: its warnings go to stderr, stdout is its answer's alone.
+    A server says afterwards what else it wants logged.
     """
     import tomllib
 
