@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,9 +12,9 @@ from rich.text import Text
 from broker.cli.client import Api
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table
+from broker.cli.report_words import Language
 from broker.errors import BrokerError, Conflict, InvalidRequest
 
-Language = Literal["en", "ko"]
 _RESOURCES: Final = ("memory", "time", "gpu_count", "cpus")
 _PLAIN: Final = frozenset({"fits", "not_asked"})
 """Rules that say that all is well: shown only on demand."""

@@ -15,6 +15,7 @@ from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.cli.report_files import EXPORTS, save, show_exports
+from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 from broker.errors import InvalidRequest
 
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
@@ -79,6 +80,7 @@ def report(
             "--format", metavar="FORMAT", help="`csv`, `json` or `parquet`; else as the file's name says."
         ),
     ] = None,
+    lang: Annotated[Language, typer.Option("--lang", help="Language of headings and meanings.")] = "en",
     as_json: Json = False,
 ) -> None:
     """Show what was used, how long it waited, how it ended and how well it was used, from Slurm's accounting.
@@ -113,7 +115,7 @@ def report(
             found = client.get(f"/reports/{name}", **asked)
         if found["report"]["now"] and any(period.values()):
             raise InvalidRequest(f"{name} tells how things stand now: leave --last, --since and --until out")
-        emit(found, lambda: _shown(found, sort, explain), as_json=as_json)
+        emit(found, lambda: _shown(found, sort, explain, lang), as_json=as_json)
 
 
 def last_whole(period: str, today: date) -> tuple[date, date]:
@@ -306,7 +308,7 @@ def chosen_filters(words: list[str], names: str) -> dict[str, str]:
     return found
 
 
-def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> RenderableType:
+def _shown(found: dict[str, Any], sort: str | None, explain: bool, lang: Language) -> RenderableType:
     measures = found["report"]["measures"]
     first = sort or measures[0]["name"]
     sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
@@ -323,22 +325,22 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool) -> Renderable
     numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
     if rows and set(numbers) - {"", "?"}:
         blank = [""] * (len(found["by"]) - 1)
-        rows.append((Text("total", style="bold"), *blank, Text(), *numbers))
-    heads = (*(name.upper() for name in found["by"]), "", *map(_head, measures))
+        rows.append((Text(WORDS[lang]["total"], style="bold"), *blank, Text(), *numbers))
+    heads = (*(name.upper() for name in found["by"]), "", *(_head(one, lang) for one in measures))
     parts: list[RenderableType] = [
-        Text(harmless(_headline(found)), style="bold"),
-        table(heads, rows, empty="Nothing in this period, or nothing that you may see."),
+        Text(harmless(_headline(found, lang)), style="bold"),
+        table(heads, rows, empty=WORDS[lang]["empty"]),
     ]
     if explain:
-        rows_ = ((one["title"], one["definition"], one["definition_ko"]) for one in measures)
-        parts.append(table(("FIGURE", "WHAT IT MEANS", ""), rows_, empty=""))
-    return Group(*parts, Text(harmless("\n".join(age_notes(found))), style="bright_black"))
+        rows_ = ((one[TITLE[lang]], one[DEFINITION[lang]]) for one in measures)
+        parts.append(table((WORDS[lang]["figure"], WORDS[lang]["meaning"]), rows_, empty=""))
+    return Group(*parts, Text(harmless("\n".join(age_notes(found, lang))), style="bright_black"))
 
 
-def _head(measure: dict[str, Any]) -> str:
+def _head(measure: dict[str, Any], lang: Language) -> str:
     """A figure's heading, with its unit where nothing else says it; numbers stand to the right."""
-    title, unit = measure["title"].upper(), measure["unit"]
-    told = f" ({unit})" if unit in ("h", "GiB h") and "HOUR" not in title else ""
+    title, unit = measure[TITLE[lang]].upper(), measure["unit"]
+    told = f" ({unit})" if unit in ("h", "GiB h") and WORDS[lang]["hour"] not in title else ""
     return f"{title}{told}{'' if unit in _TEXTS else '>'}"
 
 
@@ -369,17 +371,20 @@ def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
     return shown
 
 
-def _headline(found: dict[str, Any]) -> str:
-    period = "as it is now" if found["report"]["now"] else f"{found['since']} to {found['until']} (UTC)"
-    return f"{found['report']['title']}, {period}, {found['scope']}"
+def _headline(found: dict[str, Any], lang: Language) -> str:
+    words = WORDS[lang]
+    period = (
+        words["now"] if found["report"]["now"] else words["period"].format(found["since"], found["until"])
+    )
+    return f"{found['report'][TITLE[lang]]}, {period}, {found['scope']}"
 
 
-def age_notes(found: dict[str, Any]) -> list[str]:
+def age_notes(found: dict[str, Any], lang: Language = "en") -> list[str]:
     """What is not shown, and up to when each cluster's accounting was read."""
-    notes = []
+    words, notes = WORDS[lang], []
     for one in found["sources"]:
         age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()
-        late = "; the last look failed" if one["trouble"] else ""
-        notes.append(f"{one['cluster']}: complete up to {figure(max(age, 0), 's')} ago{late}")
-    more = [f"{found['left_out']} more lines; see --limit"] if found["left_out"] else []
-    return more + (notes or ["Of this, nothing was read from Slurm yet"])
+        late = words["late"] if one["trouble"] else ""
+        notes.append(words["age"].format(cluster=one["cluster"], age=figure(max(age, 0), "s")) + late)
+    more = [words["more"].format(found["left_out"])] if found["left_out"] else []
+    return more + (notes or [words["unread"]])

@@ -1,0 +1,37 @@
+"""What a report says around its figures, in both languages; its figures bring their own titles."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Language = Literal["en", "ko"]
+TITLE: Final = {"en": "title", "ko": "title_ko"}
+DEFINITION: Final = {"en": "definition", "ko": "definition_ko"}
+WORDS: Final = {
+    "en": {
+        "total": "total",
+        "empty": "Nothing in this period, or nothing that you may see.",
+        "figure": "FIGURE",
+        "meaning": "WHAT IT MEANS",
+        "hour": "HOUR",
+        "now": "as it is now",
+        "period": "{} to {} (UTC)",
+        "age": "{cluster}: complete up to {age} ago",
+        "late": "; the last look failed",
+        "more": "{} more lines; see --limit",
+        "unread": "Of this, nothing was read from Slurm yet",
+    },
+    "ko": {
+        "total": "합계",
+        "empty": "이 기간에는 없거나, 볼 수 있는 것이 없습니다.",
+        "figure": "항목",
+        "meaning": "뜻",
+        "hour": "시간",
+        "now": "현재",
+        "period": "{}부터 {} 전까지 (UTC)",
+        "age": "{cluster}: {age} 전까지 모두 반영됨",
+        "late": "; 마지막 조회는 실패",
+        "more": "{}줄 더 있음; --limit 참조",
+        "unread": "아직 Slurm에서 읽은 것이 없습니다",
+    },
+}
