@@ -39,16 +39,24 @@ def test_what_waits_is_shown_with_what_it_waits_for(cluster: DevCluster, tmp_pat
         with context(tmp_path, clusters={"main": settings}, accounting={"history_days": 1}) as ctx:
             lease = leases.acquire(ctx.db, "worker:main", "test", 600)
             assert lease is not None
-            Ingester(ctx, "main", lease).tick()
             today = datetime.now(UTC).date()
             wanted = Wanted(REPORTS["waiting"], today, today + timedelta(days=1), ("job", "tenant", "user"))
-            with ctx.db.read() as session:
-                view = view_report(session, wanted, Scope(), None)
-        lines = {line.key["job"]: line for line in view.lines}
+            lines: dict[str, Line] = {}
+
+            def accounted() -> bool:
+                """Look; whether accounting knows since when the array could have run: it learns that late."""
+                Ingester(ctx, "main", lease).tick()
+                with ctx.db.read() as session:
+                    view = view_report(session, wanted, Scope(), None)
+                lines.clear()
+                lines.update({line.key["job"]: line for line in view.lines})
+                return _array(lines, many).values["to_eligible"] is not None
+
+            until(accounted, 30, "accounting knows the array", step_s=0.5)
         assert lines[held].values["why"] == "Its owner's account holds it in Slurm, not through the broker."
         assert "another job" in _text(lines[after]) and "set time" in _text(lines[later])
         assert lines[after].key == {"job": after, "tenant": "team-a", "user": "main:lee"}
-        array = next(line for job, line in lines.items() if job.startswith(f"{many}_["))
+        array = _array(lines, many)
         assert "free" in _text(array) and str(array.values["asks_for"]).endswith("a100 x 4, 50MB, 0.333 h")
         shown = cluster.ok("squeue", "-h", "-r", "-t", "PD", "-o", "%i", "-j", many).split()
         assert array.values["gpus"] == 4 * len(shown), "every element that waits"
@@ -65,3 +73,7 @@ def test_what_waits_is_shown_with_what_it_waits_for(cluster: DevCluster, tmp_pat
 
 def _text(line: Line) -> str:
     return str(line.values["why"])
+
+
+def _array(lines: dict[str, Line], job_id: str) -> Line:
+    return next(line for job, line in lines.items() if job.startswith(f"{job_id}_["))
