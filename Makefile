@@ -43,7 +43,7 @@ unit: env ## The tests that need no cluster (seconds)
 	$(BIN)/pytest tests/unit
 
 .PHONY: test
-test: env system ## Every test, the real cluster's included (≤ 20 min)
+test: env system ## Every test, the real cluster's included (about 40 min on two cores)
 	$(BIN)/pytest -m 'not slow'
 
 .PHONY: prove

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from broker.cli.options import Json, api, examples, group
 from broker.cli.output import emit, harmless, table, when
-from broker.cli.report import LAST, age_notes, chosen_day, chosen_filters, chosen_period, drawn_bar, save_csv
+from broker.cli.periods import Last, Since, Until, chosen_day, chosen_period
+from broker.cli.report import age_notes, chosen_filters, drawn_bar, save_csv
 from broker.errors import InvalidRequest
 
 prices = group("prices", "What an hour of a core, a GPU, a GiB of memory costs, and from when on.")
@@ -35,16 +36,9 @@ def costs(
             "--by", metavar="DIMENSION", help="How to split it: `user`, `run`, `month`, …; repeatable."
         ),
     ] = None,
-    last: Annotated[
-        str | None,
-        typer.Option("--last", metavar="PERIOD", help=f"The last whole one (UTC): {', '.join(LAST)}."),
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="DATE", help="First day (UTC): `2026-11-01`.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="DATE", help="First day that is not in it any more.")
-    ] = None,
+    last: Last = None,
+    since: Since = None,
+    until: Until = None,
     where: Annotated[
         list[str] | None,
         typer.Option("--where", metavar="NAME=VALUE", help=f"Only this use; repeatable. {_FILTERS}."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,6 +14,7 @@ from rich.text import Text
 from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
+from broker.cli.periods import Last, Since, Until, chosen_period
 from broker.cli.report_files import EXPORTS, save, show_exports
 from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 from broker.errors import InvalidRequest
@@ -23,7 +24,6 @@ _ALL: Final = {"limit": 10_000}
 """Lines of a file: as many as there may be."""
 _TEXTS: Final = ("text", "date", "time")
 """Units of figures that are no numbers."""
-LAST: Final = ("day", "week", "month", "quarter", "year")
 _FILTERS: Final = (
     "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome, "
     "node, began, state, reason, account"
@@ -42,16 +42,9 @@ def report(
         list[str] | None,
         typer.Option("--by", metavar="DIMENSION", help="How to split it: `tenant`, `month`, …; repeatable."),
     ] = None,
-    last: Annotated[
-        str | None,
-        typer.Option("--last", metavar="PERIOD", help=f"The last whole one (UTC): {', '.join(LAST)}."),
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="DATE", help="First day (UTC): `2026-11-01`.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="DATE", help="First day that is not in it any more.")
-    ] = None,
+    last: Last = None,
+    since: Since = None,
+    until: Until = None,
     where: Annotated[
         list[str] | None,
         typer.Option("--where", metavar="NAME=VALUE", help=f"Only these jobs; repeatable. {_FILTERS}."),
@@ -116,23 +109,6 @@ def report(
         if found["report"]["now"] and any(period.values()):
             raise InvalidRequest(f"{name} tells how things stand now: leave --last, --since and --until out")
         emit(found, lambda: _shown(found, sort, explain, lang), as_json=as_json)
-
-
-def last_whole(period: str, today: date) -> tuple[date, date]:
-    """The last whole period (UTC) before today's: its first day, and the first day after it.
-
-    >>> [f"{day}" for day in last_whole("quarter", date(2026, 1, 3))]
-    ['2025-10-01', '2026-01-01']
-    """
-    if period == "day":
-        return today - timedelta(days=1), today
-    if period == "week":
-        monday = today - timedelta(days=today.weekday())
-        return monday - timedelta(days=7), monday
-    months = {"month": 1, "quarter": 3, "year": 12}[period]
-    count = (today.year * 12 + today.month - 1) // months * months
-    after, first = (date(at // 12, at % 12 + 1, 1) for at in (count, count - months))
-    return first, after
 
 
 def bar(value: float | str | None, largest: float, cells: int = BAR) -> str:
@@ -271,30 +247,6 @@ def save_csv(ctx: typer.Context, path: str, asked: dict[str, Any], target: str, 
     except OSError as error:
         raise InvalidRequest(f"{target} can't be written: {error.strerror}") from None
     emit({"path": target, "bytes": count}, lambda: f"Wrote {target} ({count} bytes).", as_json=as_json)
-
-
-def chosen_period(last: str | None, since: str | None, until: str | None) -> dict[str, str | None]:
-    """`--last`, or `--since` and `--until`, as the API takes them."""
-    if last is None:
-        return {"since": chosen_day("--since", since), "until": chosen_day("--until", until)}
-    if since or until:
-        raise InvalidRequest("--last names the whole period: leave out --since and --until")
-    if last not in LAST:
-        raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(LAST)}")
-    first, after = last_whole(last, datetime.now(UTC).date())
-    return {"since": f"{first}", "until": f"{after}"}
-
-
-def chosen_day(option: str, word: str | None) -> str | None:
-    """The day that an option names.
-
-    >>> chosen_day("--since", "2026-11-01"), chosen_day("--since", None)
-    ('2026-11-01', None)
-    """
-    try:
-        return f"{date.fromisoformat(word)}" if word is not None else None
-    except ValueError:
-        raise InvalidRequest(f"{option} {word}: write a day (UTC) like 2026-11-01") from None
 
 
 def chosen_filters(words: list[str], names: str) -> dict[str, str]:

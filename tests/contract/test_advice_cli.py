@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from broker.cli import main
 from broker.cli.advice import _saving
 from broker.identity import Role
 from tests.advice_support import USED, ended, requested
 from tests.api_support import SPEC, Api, context
-from tests.serving import served
-
-Call = Callable[..., Any]
+from tests.serving import Call, caller, signed_on
 
 
 @pytest.fixture
@@ -25,21 +20,13 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         made = Api(ctx)
         made.add("root", Role.ADMIN)
         made.add("ann", tenant="team-a")
-        with served(made) as port:
-            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
-            monkeypatch.setenv("BROKER_TOKEN", made.tokens["ann"])
+        with signed_on(made, "ann", monkeypatch):
             yield made
 
 
 @pytest.fixture
 def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*words: str, status: int = 0) -> Any:
-        capsys.readouterr()
-        assert main([*words]) == status, capsys.readouterr()
-        out = capsys.readouterr()
-        return json.loads(out.out) if "--json" in words else out.out + out.err
-
-    return run
+    return caller(capsys)
 
 
 def lines(text: str, word: str) -> list[str]:

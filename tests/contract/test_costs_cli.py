@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from broker.cli import main
-from broker.cli.report import last_whole
+from broker.cli.periods import last_whole
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context
-from tests.serving import served
+from tests.serving import Call, caller, signed_on
 
-Call = Callable[..., Any]
 FIRST, AFTER = last_whole("month", datetime.now(UTC).date())
 
 
@@ -36,21 +32,13 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
                     2, at(f"{FIRST}T10:00"), user="bob\x1b[2J", tenant="team-b", gpu_count=1, gpu_type="a100"
                 ),
             )
-        with served(made) as port:
-            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
-            monkeypatch.setenv("BROKER_TOKEN", made.tokens["root"])
+        with signed_on(made, "root", monkeypatch):
             yield made
 
 
 @pytest.fixture
 def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*words: str, status: int = 0) -> Any:
-        capsys.readouterr()
-        assert main(list(words)) == status, capsys.readouterr()
-        out = capsys.readouterr()
-        return json.loads(out.out) if "--json" in words else out.out + out.err
-
-    return run
+    return caller(capsys)
 
 
 def line(text: str, word: str) -> str:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from broker.cli import main
 from broker.cli.fitting import BAR
-from broker.cli.report import last_whole
+from broker.cli.periods import last_whole
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context
-from tests.serving import served
-
-Call = Callable[..., Any]
+from tests.serving import Call, caller, signed_on
 
 
 @pytest.fixture
@@ -37,21 +32,14 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
                 job(3, begun, total_cpu_s=None, name="evil\x1b[2J", partition="\x1b[2J"),
                 job(4, begun - 86_400 * 40, user="bob", tenant="team-b"),
             )
-        with served(made) as port:
-            monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
-            monkeypatch.setenv("BROKER_TOKEN", made.tokens["root"])
+        with signed_on(made, "root", monkeypatch):
             yield made
 
 
 @pytest.fixture
 def call(api: Api, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*words: str, status: int = 0) -> Any:
-        capsys.readouterr()
-        assert main(["report", *words]) == status, capsys.readouterr()
-        out = capsys.readouterr()
-        return json.loads(out.out) if "--json" in words else out.out + out.err
-
-    return run
+    run = caller(capsys)
+    return lambda *words, status=0: run("report", *words, status=status)
 
 
 def line(text: str, word: str) -> str:

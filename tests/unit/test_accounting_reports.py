@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.accounting.histograms import ERROR, histogram, merged, quantile
-from broker.cli.report import last_whole
+from broker.cli.periods import last_whole
 from broker.reports.definitions import REPORTS
 from broker.reports.measures import Measure, Sums
 from broker.reports.sources import SOURCES
