@@ -115,7 +115,7 @@ def add_price(body: PriceRequest, ctx: Ctx, principal: Admin) -> PriceView:
     A day in the past is for use that has no price yet.
     """
     with ctx.db.write() as session:
-        return set_price(session, principal, body, ctx.settings.costs.currency)
+        return set_price(session, principal, body, ctx.settings.costs.currency, ctx.settings.clusters)
 
 
 @router.delete("/prices/{price_id}", status_code=204)

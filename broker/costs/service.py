@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import date
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from broker.accounting.tables import AccountingCursorRow
 from broker.audit import record
 from broker.costs.pricing import ANY, Place, Price, PriceBook, Resource
 from broker.costs.schemas import PriceList, PriceRequest, PriceView
@@ -31,11 +33,14 @@ def price_of(row: PriceRow) -> Price:
     return Price(row.id, Resource(row.resource), place, row.amount, row.valid_from)
 
 
-def set_price(session: Session, principal: Principal, wanted: PriceRequest, currency: str) -> PriceView:
+def set_price(
+    session: Session, principal: Principal, wanted: PriceRequest, currency: str, clusters: Collection[str]
+) -> PriceView:
     """Enter a price; raises `InvalidRequest`, or `Conflict` where one begins there on that day already or
-    where it would change what was charged.
+    where it would change what was charged. `clusters`: those that are configured.
     """
     exclusive(session, "prices")
+    _check_cluster(session, wanted.cluster, clusters)
     book, today = book_of(session, currency), utcnow().date()
     row = PriceRow(id=new_id("price"), currency=currency, created_at=utcnow(), created_by=principal.username)
     for name, value in wanted.model_dump().items():
@@ -46,6 +51,15 @@ def set_price(session: Session, principal: Principal, wanted: PriceRequest, curr
     session.refresh(row)  # as it is kept: 1e3 is 1000
     record(session, principal, "price.set", "price", row.id, None, _facts(row))
     return _view(row, book_of(session, currency), today)
+
+
+def _check_cluster(session: Session, name: str, configured: Collection[str]) -> None:
+    """A cluster that is configured, or was: its jobs are in the warehouse."""
+    if name in (ANY, *configured) or session.get(AccountingCursorRow, name) is not None:
+        return
+    known = ", ".join(configured) or "none is configured"
+    detail = f"There is no cluster {name!r}; known: {known}"
+    raise InvalidRequest(detail, problems=[Problem("/cluster", "unknown_cluster", detail)])
 
 
 def _check(book: PriceBook, price: Price, today: date) -> None:

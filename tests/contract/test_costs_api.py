@@ -380,6 +380,7 @@ def test_what_is_wrong_with_a_price_is_named(api: Api) -> None:
         ({"gpu_type": "a100"}, "price_without_gpu"),
         ({"amount": None}, "no_price_to_end"),
         ({"cluster": ""}, None),
+        ({"cluster": "nowhere"}, "unknown_cluster"),
         ({"partition": "a\nb"}, None),
         ({"valid_from": "1066-10-14"}, None),
     ):
