@@ -6,6 +6,7 @@ what a crash leaves is whole. A year is 8,760 rows of each name.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def _sums(
         SampleRow.scope == scope,
         SampleRow.resource == resource,
         SampleRow.at >= int(since.timestamp()),
-        SampleRow.at < int(until.timestamp()),
+        SampleRow.at < math.ceil(until.timestamp()),  # a look of this very second is in it
     ]
     if name is not None:
         chosen.append(SampleRow.name == name)

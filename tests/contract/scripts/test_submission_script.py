@@ -57,7 +57,8 @@ event "$component.begun"
 [[ -s ${args[-1]} ]] || { echo "no script" >&2; exit 1; }
 exec 7>>"$SITE/lock"; flock 7
 id=$((100 + $(ls "$SITE/jobs" | wc -l)))
-printf '%s|PENDING|%s|%s\\n' "$id" "$name" "${dependency:-}" >"$SITE/jobs/$id"
+printf '%s|PENDING|%s|%s\\n' "$id" "$name" "${dependency:-}" >"$SITE/taking"
+mv "$SITE/taking" "$SITE/jobs/$id" # whole, or not there: an sbatch may be on its way when the test looks
 exec 7>&-
 event "$component.taken"
 echo "$id"
