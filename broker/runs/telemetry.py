@@ -95,7 +95,7 @@ def job_ended(run: RunRow, job: JobRow, seconds: float) -> None:
         metrics.JOBS_COMPLETED.labels(run.cluster).inc()
     else:
         metrics.JOBS_FAILED.labels(run.cluster, job.state).inc()
-    if seconds:
+    if job.started_at is not None:  # Slurm tells whole seconds: 0 is short, not unknown
         metrics.JOB_DURATION.labels(run.cluster).observe(seconds)
         gpus = job.resources.get("gpu_count") or 0
         if gpus:
