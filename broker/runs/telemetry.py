@@ -14,6 +14,7 @@ from broker import metrics
 from broker.db.leases import LeaseLost
 from broker.errors import BrokerError, OutcomeUnknown
 from broker.hosts import Host, SshHost
+from broker.runs.journal import duration
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
 
@@ -89,13 +90,14 @@ def submitted(run: RunRow, jobs: int, seconds: float) -> None:
     metrics.SUBMISSION_SECONDS.labels(run.cluster).observe(seconds)
 
 
-def job_ended(run: RunRow, job: JobRow, seconds: float) -> None:
-    """A job ended, one way or the other."""
+def job_ended(run: RunRow, job: JobRow, *, ran: bool) -> None:
+    """A job ended, one way or the other. `ran`: it had begun, be it for less than the second Slurm tells."""
     if job.state == JobState.COMPLETED:
         metrics.JOBS_COMPLETED.labels(run.cluster).inc()
     else:
         metrics.JOBS_FAILED.labels(run.cluster, job.state).inc()
-    if job.started_at is not None:  # Slurm tells whole seconds: 0 is short, not unknown
+    if ran:
+        seconds = duration(job)
         metrics.JOB_DURATION.labels(run.cluster).observe(seconds)
         gpus = job.resources.get("gpu_count") or 0
         if gpus:

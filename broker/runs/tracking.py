@@ -391,7 +391,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
         else:
             emit(session, run, "job_failed", **about, reason=job.reason, exit_code=job.exit_code)
         journal.job_ended(run, job)
-        job_ended(run, job, duration(job))
+        job_ended(run, job, ran=began(seen) or duration(job) > 0)
     if run.started_at is None and job.started_at is not None:
         run.started_at = job.started_at
 
@@ -411,4 +411,4 @@ def give_up(session: Session, run: RunRow, job: JobRow) -> None:
     about = {"component": job.component, "job_id": job.slurm_job_id, "state": job.state}
     emit(session, run, "job_failed", **about, reason=job.reason, exit_code=None)
     journal.job_ended(run, job)
-    job_ended(run, job, 0.0)
+    job_ended(run, job, ran=False)

@@ -136,9 +136,10 @@ def _work(api: Api, run_id: str, folder: Path) -> None:
     telemetry.polled("main", utcnow(), len(jobs))
     telemetry.submitted(run, len(jobs), 2.0)
     for job in jobs:
-        telemetry.job_ended(run, job, 90.0)
-        job.state = JobState.TIMEOUT
-        telemetry.job_ended(run, job, 600.0)
+        for state, seconds in ((job.state, 90), (JobState.TIMEOUT, 600)):
+            job.state, job.ended_at = state, utcnow()
+            job.started_at = job.ended_at - timedelta(seconds=seconds)
+            telemetry.job_ended(run, job, ran=True)
     with telemetry.collecting():
         telemetry.stored("main", 10**6)
     telemetry.store_failed("main")
