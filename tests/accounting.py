@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,9 @@ from sqlalchemy.orm import Session
 from broker.accounting.archive import add_sums
 from broker.accounting.buckets import Sums
 from broker.accounting.tables import AccountingCursorRow, AccountingJobRow
+from broker.context import Context
+from broker.identity import Role
+from tests.api_support import Api
 
 
 def at(text: str) -> int:
@@ -89,3 +93,16 @@ def keep(session: Session, *jobs: dict[str, Any], read_to: int | None = None) ->
                 updated_at=datetime.now(UTC),
             )
         )
+
+
+def two_tenants(ctx: Context, jobs: Iterable[dict[str, Any]]) -> Api:
+    """An admin; `team-a` with its admin, a viewer, ann and bob; eve of `team-b`; and the jobs."""
+    made = Api(ctx)
+    made.add("root", Role.ADMIN)
+    made.add("boss", Role.TENANT_ADMIN, "team-a")
+    made.add("eye", Role.VIEWER, "team-a")
+    for name, tenant in (("ann", "team-a"), ("bob", "team-a"), ("eve", "team-b")):
+        made.add(name, tenant=tenant)
+    with ctx.db.write() as session:
+        keep(session, *jobs)
+    return made

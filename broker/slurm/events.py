@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import ClassVar, TypeVar
 
 from typing_extensions import override
 
@@ -17,6 +18,7 @@ from broker.hosts import Completed
 from broker.slurm.command import Command
 from broker.slurm.tres import Tres, parse_tres
 
+T = TypeVar("T")
 _EVENT = ("NodeName", "TimeStart", "TimeEnd", "StateRaw", "State", "TRES", "User", "Reason")
 _RESERVATION = ("ID", "TimeStart", "TimeEnd", "NodeNames", "Flags", "TRES", "UnusedWall", "Name")
 _EVENT_ROW = re.compile(r"[^|\s]*\|\d+\|(?:\d+|Unknown)\|\d+\|")
@@ -59,25 +61,42 @@ class NodeEvent:
 
 
 @dataclass(frozen=True)
-class NodeEvents(Command[tuple[tuple[NodeEvent, ...], tuple[str, ...]]]):
-    """`sacctmgr show event`: (what had not ended by `since`, epoch seconds; lines not understood).
-
-    Without `start` it shows the open ones and today's.
-    """
+class _Remembered(Command[tuple[tuple[T, ...], tuple[str, ...]]]):
+    """`sacctmgr show ENTITY`: (what had not ended by `since`, epoch seconds; lines not understood)."""
 
     cluster: str
     since: int
     program = "sacctmgr"
+    entity: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    beginning: ClassVar[re.Pattern[str]]
 
     @override
     def args(self) -> list[str]:
         where = [f"cluster={self.cluster}", f"start={_clock(self.since)}"]
-        return ["-n", "-P", "show", "event", *where, f"format={','.join(_EVENT)}"]
+        return ["-n", "-P", "show", self.entity, *where, f"format={','.join(self.columns)}"]
 
     @override
-    def parse(self, done: Completed) -> tuple[tuple[NodeEvent, ...], tuple[str, ...]]:
-        rows, bad = _rows(self.text(done), _EVENT_ROW, len(_EVENT))
-        return tuple(_event(dict(zip(_EVENT, row, strict=True))) for row in rows), tuple(bad)
+    def parse(self, done: Completed) -> tuple[tuple[T, ...], tuple[str, ...]]:
+        rows, bad = _rows(self.text(done), self.beginning, len(self.columns))
+        return tuple(self.made(dict(zip(self.columns, row, strict=True))) for row in rows), tuple(bad)
+
+    def made(self, row: dict[str, str]) -> T:
+        """What a row says."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NodeEvents(_Remembered[NodeEvent]):
+    """`sacctmgr show event`. Without `start` it shows the open ones and today's."""
+
+    entity = "event"
+    columns = _EVENT
+    beginning = _EVENT_ROW
+
+    @override
+    def made(self, row: dict[str, str]) -> NodeEvent:
+        return _event(row)
 
 
 def _event(row: dict[str, str]) -> NodeEvent:
@@ -124,22 +143,16 @@ class ReservationRecord:
 
 
 @dataclass(frozen=True)
-class Reservations(Command[tuple[tuple[ReservationRecord, ...], tuple[str, ...]]]):
-    """`sacctmgr show reservation`: (what had not ended by `since`, epoch seconds; lines not understood)."""
+class Reservations(_Remembered[ReservationRecord]):
+    """`sacctmgr show reservation`."""
 
-    cluster: str
-    since: int
-    program = "sacctmgr"
-
-    @override
-    def args(self) -> list[str]:
-        where = [f"cluster={self.cluster}", f"start={_clock(self.since)}"]
-        return ["-n", "-P", "show", "reservation", *where, f"format={','.join(_RESERVATION)}"]
+    entity = "reservation"
+    columns = _RESERVATION
+    beginning = _RESERVATION_ROW
 
     @override
-    def parse(self, done: Completed) -> tuple[tuple[ReservationRecord, ...], tuple[str, ...]]:
-        rows, bad = _rows(self.text(done), _RESERVATION_ROW, len(_RESERVATION))
-        return tuple(_reservation(dict(zip(_RESERVATION, row, strict=True))) for row in rows), tuple(bad)
+    def made(self, row: dict[str, str]) -> ReservationRecord:
+        return _reservation(row)
 
 
 def _reservation(row: dict[str, str]) -> ReservationRecord:

@@ -20,10 +20,9 @@ from broker.audit.tables import AuditRow
 from broker.costs.pricing import PER_HOUR, Place, Resource
 from broker.costs.service import book_of
 from broker.db import utcnow
-from broker.identity import Role
 from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
-from tests.accounting import at, job, keep
+from tests.accounting import at, job, keep, two_tenants
 from tests.api_support import Api, codes, context, spec
 from tests.postgres import fresh_database
 
@@ -72,15 +71,7 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
     if request.param == "postgres":
         url = fresh_database(request.getfixturevalue("postgres_url"), f"costs{next(NUMBER)}")
     with context(tmp_path / "data", url) as ctx:
-        made = Api(ctx)
-        made.add("root", Role.ADMIN)
-        made.add("boss", Role.TENANT_ADMIN, "team-a")
-        made.add("eye", Role.VIEWER, "team-a")
-        for name, tenant in (("ann", "team-a"), ("bob", "team-a"), ("eve", "team-b")):
-            made.add(name, tenant=tenant)
-        with ctx.db.write() as session:
-            keep(session, *made_jobs())
-        yield made
+        yield two_tenants(ctx, made_jobs())
 
 
 def enter(api: Api, *prices: dict[str, Any]) -> list[str]:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from broker.accounting.histograms import ERROR
-from broker.identity import Role
-from tests.accounting import at, job, keep
+from tests.accounting import at, job, keep, two_tenants
 from tests.api_support import Api, codes, context
 from tests.postgres import fresh_database
 
@@ -48,15 +47,7 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
     if request.param == "postgres":
         url = fresh_database(request.getfixturevalue("postgres_url"), f"reports{next(NUMBER)}")
     with context(tmp_path / "data", url) as ctx:
-        made = Api(ctx)
-        made.add("root", Role.ADMIN)
-        made.add("boss", Role.TENANT_ADMIN, "team-a")
-        made.add("eye", Role.VIEWER, "team-a")
-        for name, tenant in (("ann", "team-a"), ("bob", "team-a"), ("eve", "team-b")):
-            made.add(name, tenant=tenant)
-        with ctx.db.write() as session:
-            keep(session, *made_jobs())
-        yield made
+        yield two_tenants(ctx, made_jobs())
 
 
 def ask(api: Api, who: str, report: str, **params: Any) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""How far a run has come, and when it is likely to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pytest
+
+from broker.db import utcnow
+from broker.runs.observation import Sighting
+from broker.runs.states import JobState
+from broker.runs.tables import JobRow, RunRow
+from broker.runs.tracking import write_sighting
+from broker.runs.views import newest_jobs
+from tests.watching import Desk
+
+
+def test_progress_comes_from_the_programs_own_file_and_is_shown_with_the_run(desk: Desk) -> None:
+    desk.watcher.tick()
+    assert desk.view()["progress"] is None and desk.view()["heartbeat_at"] is not None
+    desk.report(step=3, total=30, loss=0.5)
+    desk.watcher.tick()
+    shown = desk.view()["progress"]
+    assert (shown["step"], shown["total"], shown["fraction"], shown["source"]) == (3, 30, 0.1, "file")
+    assert shown["values"] == {"loss": 0.5} and shown["expected_end"] is None
+    desk.report(step=6, total=30, loss=0.4)
+    desk.watcher.tick()
+    end = datetime.fromisoformat(desk.view()["progress"]["expected_end"])
+    assert timedelta(0) < end - utcnow() < timedelta(minutes=5)  # a tenth took moments
+
+
+def test_without_a_file_the_log_shows_it(desk: Desk) -> None:
+    desk.say("Epoch 2/4\nstep 5/10\n")
+    desk.watcher.tick()
+    shown = desk.view()["progress"]
+    assert (shown["fraction"], shown["unit"], shown["source"]) == (0.375, "epoch", "log")
+
+
+def test_a_new_progress_is_a_new_version_of_the_run(desk: Desk) -> None:
+    before = desk.api.call("GET", f"/runs/{desk.run_id}", "ann").headers["ETag"]
+    desk.report(step=1, total=2)
+    desk.watcher.tick()
+    after = desk.api.call("GET", f"/runs/{desk.run_id}", "ann").headers["ETag"]
+    assert before != after
+    desk.watcher.tick()  # nothing new: nothing is written
+    assert desk.api.call("GET", f"/runs/{desk.run_id}", "ann").headers["ETag"] == after
+
+
+def test_one_command_looks_at_all_jobs_and_what_did_not_change_is_not_read(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.report(step=1, total=2)
+    desk.watcher.tick()
+    host = desk.ctx.host("main")
+    asked: list[str] = []
+    real_run, real_stream = host.run, host.stream
+    monkeypatch.setattr(host, "run", lambda argv, **more: asked.append("run") or real_run(argv, **more))
+    monkeypatch.setattr(
+        host, "stream", lambda argv, **more: asked.append("read") or real_stream(argv, **more)
+    )
+    desk.watcher.tick()
+    assert asked == ["run"]
+
+
+def test_a_component_that_reports_nothing_ends_when_its_earlier_runs_did(desk: Desk) -> None:
+    """The same pipeline again: what its trainer took before is known when it starts, and says of how many."""
+    started = utcnow() - timedelta(minutes=5)
+
+    def began(when: datetime) -> Callable[[RunRow, JobRow], None]:
+        def change(_run: RunRow, job: JobRow) -> None:
+            job.started_at, job.state = when, JobState.RUNNING
+
+        return change
+
+    desk.change(began(started))
+    alone = desk.view()["expected_end"]
+    assert (alone["source"], alone["runs"]) == ("time_limit", None) and alone["at"] == alone["limit"]
+
+    for minutes in (20, 30, 900):
+        _ran_before(desk, timedelta(minutes=minutes))
+    with desk.ctx.db.write() as session:
+        run = session.get_one(RunRow, desk.run_id)
+        job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
+        job.state = JobState.PENDING
+        write_sighting(
+            session, run, job, Sighting(JobState.RUNNING, reason=None, started_at=started), utcnow()
+        )
+    known = desk.view()["expected_end"]
+    assert (known["source"], known["runs"]) == ("history", 3)
+    assert datetime.fromisoformat(known["at"]) == started + timedelta(minutes=30)
+    desk.change(began(utcnow() - timedelta(minutes=31)))
+    assert desk.view()["expected_end"]["source"] == "time_limit"  # it is late: that was wrong
+    desk.change(lambda _run, job: setattr(job, "state", JobState.COMPLETED))
+    assert desk.view()["expected_end"] is None
+
+
+def _ran_before(desk: Desk, took: timedelta) -> None:
+    run_id = desk.api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    with desk.ctx.db.write() as session:
+        for job in newest_jobs(session, run_id):
+            job.state, job.started_at, job.ended_at = JobState.COMPLETED, utcnow() - took, utcnow()
+            if job.component == "trainer":
+                job.ended_at = job.started_at + took
