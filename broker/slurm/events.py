@@ -7,6 +7,7 @@ last, may hold `|` and newlines, and a line that does not begin like a row belon
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -81,9 +82,9 @@ class _Remembered(Command[tuple[tuple[T, ...], tuple[str, ...]]]):
         rows, bad = _rows(self.text(done), self.beginning, len(self.columns))
         return tuple(self.made(dict(zip(self.columns, row, strict=True))) for row in rows), tuple(bad)
 
+    @abstractmethod
     def made(self, row: dict[str, str]) -> T:
         """What a row says."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,11 @@ def _long_ago(cluster: DevCluster, done: Done) -> date:
         f"and time_start between {done.times['planned'][0] - 1} and {done.times['planned'][1]}",
     )
     _sql(
-        cluster,  # slurmctld, started again, tells the true end of a job it remembers: earlier tries' go
-        f"delete from dev_job_table where time_start >= {midnight} and time_start <= {at(24)}; "
+        # A slurmctld that is started again tells the true end of jobs it remembers, whose beginning was moved
+        # to long ago: they would last weeks, and slurmdbd cuts down time where more is used than there is.
+        cluster,
+        f"delete from dev_job_table where time_start > 0 and time_start < {at(24)} "
+        f"and time_end > {midnight}; "
         f"update dev_job_table set time_submit = {at(6)}, time_eligible = {at(6)}, time_start = {at(6)}, "
         f"time_end = {at(8)} where id_job = {done.job_id} and time_submit > {done.times['down'][0] - 600}",
     )

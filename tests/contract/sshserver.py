@@ -103,10 +103,10 @@ class _Server(paramiko.ServerInterface):
         if self._server.behaviour.cut_before_eof:
             self._server.behaviour.cut_before_eof -= 1
             self._transport.sock.shutdown(socket.SHUT_RDWR)
+        with self._lock:  # before it is told: whoever hears of the end may open the next one at once
+            self.sessions -= 1
         with suppress(Exception):
             channel.close()
-        with self._lock:
-            self.sessions -= 1
 
 
 def _copy(source: int, send: object) -> None:
