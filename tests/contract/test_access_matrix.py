@@ -166,7 +166,7 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "POST /api/v1/prices": Probe(
         good=201, body={"resource": "core_hour", "amount": "1", "valid_from": "2100-01-01"}
     ),
-    "DELETE /api/v1/prices/{price_id}": Probe(good=404, note="test_costs_api withdraws one that is there"),
+    "DELETE /api/v1/prices/{price_id}": Probe(good=404, note="test_prices_api withdraws one that is there"),
     "GET /api/v1/resources": Probe(),
     "GET /api/v1/resources/nodes": LIST,
     "GET /api/v1/resources/history": (

@@ -1,99 +1,23 @@
-"""Prices and costs on a real database: figures against the jobs one by one, who sees what, what stays."""
+"""What use costs, on a real database: figures against the jobs one by one, invoices, who sees what."""
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import random
-from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from broker.audit.tables import AuditRow
 from broker.costs.pricing import PER_HOUR, Place, Resource
 from broker.costs.service import book_of
 from broker.db import utcnow
 from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
-from tests.accounting import at, job, keep, two_tenants
-from tests.api_support import Api, codes, context, spec
-from tests.postgres import fresh_database
-
-NUMBER = itertools.count()
-OCTOBER = {"since": "2026-10-01", "until": "2026-11-01"}
-DAY = 86_400
-PRICES: tuple[dict[str, Any], ...] = (  # the narrower and the later first: what was charged stays
-    {"resource": "core_hour", "amount": "0", "valid_from": "2026-10-20", "partition": "debug"},
-    {"resource": "core_hour", "amount": "12.5", "valid_from": "2026-10-15"},
-    {"resource": "core_hour", "amount": "10", "valid_from": "2026-09-01"},
-    {"resource": "gpu_hour", "amount": "900", "valid_from": "2026-10-10", "qos": "idle"},
-    {"resource": "gpu_hour", "amount": "1500.000001", "valid_from": "2026-10-01", "gpu_type": "a100"},
-    {"resource": "gib_hour", "amount": "0.333333", "valid_from": "2026-10-03"},
-)
-
-
-def made_jobs() -> list[dict[str, Any]]:
-    """Two months of two tenants: some over midnight, some of the broker's runs, some without a price."""
-    chance, jobs = random.Random(11), []
-    for number in range(1, 160):
-        gpus = chance.choice((0, 0, 1, 4))
-        tenant = chance.choice(("team-a", "team-b"))
-        jobs.append(
-            job(
-                number,
-                at("2026-09-20T00:00") + chance.randrange(50 * DAY),
-                run_s=chance.randrange(1, 3 * DAY),
-                tenant=tenant,
-                user={"team-a": chance.choice(("ann", "bob")), "team-b": "eve"}[tenant],
-                partition=chance.choice(("gpu", "debug")),
-                qos=chance.choice(("normal", "idle")),
-                cpus=chance.choice((1, 8, 48)),
-                mem_mib=chance.choice((1000, 65_536)),
-                gpu_count=gpus,
-                gpu_type=chance.choice(("a100", "v100")) if gpus else "",
-                state=chance.choice(("COMPLETED", "COMPLETED", "FAILED", "NODE_FAIL", "PREEMPTED")),
-                run_id=chance.choice((None, "run-1", "run-2", "run-3")),
-            )
-        )
-    return jobs
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"costs{next(NUMBER)}")
-    with context(tmp_path / "data", url) as ctx:
-        yield two_tenants(ctx, made_jobs())
-
-
-def enter(api: Api, *prices: dict[str, Any]) -> list[str]:
-    found = []
-    for body in prices:
-        answer = api.call("POST", "/prices", "root", json=body)
-        assert answer.status_code == 201, answer.text
-        found.append(answer.json()["id"])
-    return found
-
-
-def costs(api: Api, who: str = "root", **params: Any) -> dict[str, Any]:
-    answer = api.call("GET", "/costs", who, params=OCTOBER | params)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def invoice(api: Api, who: str = "root", **params: Any) -> list[dict[str, str]]:
-    answer = api.call("GET", "/costs", who, params=OCTOBER | {"format": "csv"} | params)
-    assert answer.status_code == 200, answer.text
-    return list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
+from tests.accounting import at, job, keep
+from tests.api_support import Api, codes, spec
+from tests.costs import DAY, OCTOBER, PRICES, costs, enter, invoice, made_jobs, price, today
 
 
 def one_by_one(
@@ -282,107 +206,6 @@ def test_what_a_run_may_cost_is_told_before_it_is_asked_for(api: Api) -> None:
     assert api.call("POST", path, "ann", json={}).json()["estimate"]["amount"] is None
 
 
-# ---- prices -----------------------------------------------------------------------------------------
-
-
-def today() -> date:
-    return datetime.now(UTC).date()
-
-
-def price(**changes: Any) -> dict[str, Any]:
-    return {"resource": "core_hour", "amount": "7", "valid_from": f"{today() + timedelta(days=3)}"} | changes
-
-
-def test_a_price_is_kept_digit_by_digit_and_leaves_a_trace(api: Api) -> None:
-    (made,) = enter(api, price(amount="123456789012.345678", partition="gpu"))
-    answer = api.call("POST", "/prices", "root", json=price(amount="1e3", valid_from="2999-01-01"))
-    assert answer.json()["amount"] == "1000"
-    _, shown = api.call("GET", "/prices", "ann").json()["items"]
-    assert (shown["amount"], shown["currency"], shown["state"]) == ("123456789012.345678", "KRW", "future")
-    with api.ctx.db.read() as session:
-        (row,) = session.scalars(select(AuditRow).where(AuditRow.object_id == made))
-        assert (row.action, row.actor_name) == ("price.set", "root")
-        assert row.after and row.after["amount"] == "123456789012.345678"
-
-
-def test_a_price_gives_way_to_the_next_and_can_be_withdrawn_until_it_holds(api: Api) -> None:
-    later = price(valid_from=f"{today() + timedelta(days=9)}", amount="8")
-    first, second = enter(api, price(valid_from=f"{today()}"), later)
-    shown = {one["id"]: one for one in api.call("GET", "/prices", "root").json()["items"]}
-    assert (shown[first]["state"], shown[first]["valid_until"]) == ("holds", later["valid_from"])
-    answer = api.call("DELETE", f"/prices/{first}", "root")
-    assert (answer.status_code, "holds since" in answer.text) == (409, True)
-    assert api.call("DELETE", f"/prices/{second}", "root").status_code == 204
-    assert "withdrawn already" in api.call("DELETE", f"/prices/{second}", "root").text
-    assert [one["id"] for one in api.call("GET", "/prices", "root").json()["items"]] == [first]
-    every = {one["id"]: one for one in api.call("GET", "/prices?all=true", "root").json()["items"]}
-    assert every[second]["state"] == "withdrawn" and every[second]["withdrawn_by"] == "root"
-    assert every[first]["valid_until"] is None
-    (again,) = enter(api, later)
-    assert again != second
-    with api.ctx.db.read() as session:
-        rows = session.scalars(select(AuditRow).where(AuditRow.object_id == second).order_by(AuditRow.id))
-        assert [row.action for row in rows] == ["price.set", "price.withdraw"]
-
-
-def test_what_was_charged_stays(api: Api) -> None:
-    enter(api, *PRICES)
-
-    def charged() -> Any:
-        lines = [line for line in invoice(api) if line["status"] != "unpriced"]
-        return costs(api, by=["tenant", "partition", "qos", "gpu_type"]), lines
-
-    before = charged()
-    for late in (
-        {"resource": "core_hour", "amount": "1", "valid_from": "2026-10-05"},
-        {"resource": "core_hour", "amount": "1", "valid_from": "2026-10-05", "cluster": "main"},
-        {"resource": "core_hour", "amount": None, "valid_from": "2026-10-16"},
-    ):
-        answer = api.call("POST", "/prices", "root", json=late)
-        assert answer.status_code == 409, answer.text
-        assert "stays so" in answer.json()["detail"]
-    enter(api, price(), price(cluster="main"))
-    assert charged() == before
-    (new,) = enter(
-        api, {"resource": "gpu_hour", "amount": "5", "valid_from": "2026-10-01", "gpu_type": "v100"}
-    )
-    assert {line["price"] for line in invoice(api) if line["gpu_type"] == "v100"} == {new}
-
-
-def test_two_prices_for_one_place_from_one_day_are_refused(api: Api) -> None:
-    enter(api, price())
-    answer = api.call("POST", "/prices", "root", json=price(amount="9"))
-    assert (answer.status_code, "holds there" in answer.json()["detail"]) == (409, True)
-    assert "or withdraw that one first" in answer.json()["detail"]
-    enter(api, price(valid_from=f"{today()}"))
-    late = api.call("POST", "/prices", "root", json=price(valid_from=f"{today()}", amount="9"))
-    assert late.status_code == 409 and late.json()["detail"].endswith("name another day"), "it holds already"
-    assert len(api.call("GET", "/prices", "root").json()["items"]) == 2
-
-
-def test_what_is_wrong_with_a_price_is_named(api: Api) -> None:
-    for change, code in (
-        ({"amount": 0.1}, "inexact_amount"),
-        ({"amount": "-1"}, None),
-        ({"amount": "NaN"}, None),
-        ({"amount": "1e400"}, None),
-        ({"amount": "0.0000001"}, None),
-        ({"resource": "beer"}, None),
-        ({"gpu_type": "a100"}, "price_without_gpu"),
-        ({"amount": None}, "no_price_to_end"),
-        ({"cluster": ""}, None),
-        ({"cluster": "nowhere"}, "unknown_cluster"),
-        ({"partition": "a\nb"}, None),
-        ({"valid_from": "1066-10-14"}, None),
-    ):
-        answer = api.call("POST", "/prices", "root", json=price(**change))
-        assert answer.status_code == 422, answer.text
-        (problem,) = answer.json()["errors"]
-        assert problem["pointer"] == f"/{next(iter(change))}"
-        assert code is None or problem["code"] == code
-    assert api.call("DELETE", "/prices/price-0", "root").status_code == 404
-
-
 def test_what_can_not_be_asked_is_named(api: Api) -> None:
     for query, code in (
         ("by=colour", "unknown_dimension"),
@@ -393,15 +216,6 @@ def test_what_can_not_be_asked_is_named(api: Api) -> None:
     ):
         answer = api.call("GET", f"/costs?{query}", "root")
         assert (answer.status_code, codes(answer)) == (422, {code})
-
-
-def test_prices_of_another_currency_do_not_hold(api: Api) -> None:
-    enter(api, *PRICES)
-    api.ctx.settings.__dict__["costs"] = CostSettings(currency="USD")
-    assert costs(api)["total"]["amount"] is None
-    assert api.call("GET", "/prices", "root").json() == {"currency": "USD", "items": []}
-    listed = api.call("GET", "/prices?all=true", "root").json()["items"]
-    assert {one["currency"] for one in listed} == {"KRW"} and len(listed) == len(PRICES)
 
 
 def test_ends_that_are_exempt_are_shown_beside_what_is_to_be_paid(api: Api) -> None:
