@@ -2,7 +2,8 @@
 
 Each route is declared in tests/access.py and is asked with real objects. A route that is not declared fails,
 and so does a declaration without a route. Every answer to anybody but an admin is searched for what is
-another tenant's; what may not be known is answered exactly as what does not exist; what is refused changes nothing.
+another tenant's; what may not be known is answered exactly as what does not exist; what is refused changes
+nothing.
 """
 
 from __future__ import annotations
