@@ -1,4 +1,4 @@
-"""What tests of deliveries share: a service with a courier, things to tell, and receivers."""
+"""What tests of notices share: people, things to tell them, a service with a courier, and receivers."""
 
 import threading
 import time
@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 from sqlalchemy import select
 
+from broker.db import leases
 from broker.identity import Role
 from broker.notifications import notify
-from broker.notifications.courier import Courier
-from broker.notifications.tables import DeliveryRow
+from broker.notifications.courier import LEASE, Courier
+from broker.notifications.outbox import distribute
+from broker.notifications.tables import DeliveryRow, NotificationRow
 from tests.api_support import Api, context
 
 NUMBER = iter(range(1000))
@@ -20,6 +22,14 @@ FAST = {
     "longest_pause_s": 0.01,
     "max_tries": 3,
     "timeout_s": 5,
+}
+
+PEOPLE = {
+    "root": (Role.ADMIN, "default"),
+    "lead": (Role.TENANT_ADMIN, "vision"),
+    "ann": (Role.RESEARCHER, "vision"),
+    "bob": (Role.RESEARCHER, "vision"),
+    "other": (Role.TENANT_ADMIN, "speech"),
 }
 
 
@@ -42,6 +52,16 @@ def running(ctx):
 def tell(ctx, kind="run_failed", tenant="default", **more):
     with ctx.db.write() as session:
         notify(session, kind, tenant, subject="digits #7", data={"run_id": "run-7"}, **more)
+
+
+def announce(api, kind="run_failed", tenant="vision", who="ann", **more):
+    """A notice for one of `PEOPLE`, numbered as the worker does it without sending anything; its number."""
+    with api.ctx.db.write() as session:
+        notify(session, kind, tenant, subject="digits #7", data={}, user_id=api.ids.get(who), **more)
+    lease = leases.acquire(api.ctx.db, LEASE, "test", 300)
+    distribute(api.ctx.db, lease, api.ctx.settings.notifications)
+    with api.ctx.db.read() as session:
+        return session.scalar(select(NotificationRow.seq).order_by(NotificationRow.seq.desc()).limit(1))
 
 
 def add_hook(api, receiver, **body):

@@ -1,10 +1,20 @@
-"""Receivers and databases for the tests of this folder."""
+"""People who are told things, receivers and databases for the tests of this folder."""
 
 import pytest
 
+from tests.api_support import Api, context
 from tests.postgres import fresh_database
 from tests.receivers import web_server
-from tests.telling import NUMBER
+from tests.telling import NUMBER, PEOPLE
+
+
+@pytest.fixture
+def api(tmp_path):
+    with context(tmp_path / "data") as ctx:
+        made = Api(ctx)
+        made.ids = {name: made.add(name, role, tenant) for name, (role, tenant) in PEOPLE.items()}
+        with made.http:
+            yield made
 
 
 @pytest.fixture
