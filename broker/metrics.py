@@ -145,6 +145,18 @@ REPORT_EXPORT_FAILURES: Final = Counter(
     "Tries to write a scheduled report that failed, by error",
     ["export", "code"],
 )
+RUNS_GPU_IDLE: Final = Gauge(
+    "broker_runs_gpu_idle",
+    "Runs with running jobs that leave GPUs idle, as measured",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
+GPUS_HELD_IDLE: Final = Gauge(
+    "broker_gpus_held_idle",
+    "GPUs that running jobs hold and leave idle, as measured",
+    ["cluster"],
+    multiprocess_mode="mostrecent",
+)
 WORKER_DEFECTS: Final = Counter("broker_worker_defects_total", "Unexpected exceptions in the worker's loops")
 LEASES_LOST: Final = Counter("broker_leases_lost_total", "Leases another worker took over", ["cluster"])
 AUDIT_SEALED: Final = Counter("broker_audit_sealed_total", "Rows of the audit trail that got their seal")

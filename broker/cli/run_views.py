@@ -156,6 +156,8 @@ def why(job: Json) -> str:
     parts = ["" if job["state"] == _ENDED_WELL else job["reason"] or ""]
     if job.get("stalled_since") and not job["ended_at"]:
         parts.append(f"no sign of life since {when(job['heartbeat_at'])}")
+    if (idle := job.get("gpu_idle")) and not job["ended_at"]:
+        parts.append(f"{idle['gpus']} of {idle['of']} GPUs idle since {when(idle['since'])}")
     if job["signal"]:
         parts.append(f"signal {job['signal']}")
     elif job["exit_code"]:

@@ -18,6 +18,8 @@ class Kind(StrEnum):
     RUN_COMPLETED = "run_completed"
     RUN_FAILED = "run_failed"
     RUN_TIMED_OUT = "run_timed_out"
+    RUN_GPU_IDLE = "run_gpu_idle"
+    RUN_GPU_BUSY = "run_gpu_busy"
     QUOTA_80 = "quota_80"
     QUOTA_100 = "quota_100"
     CLUSTER_UNREACHABLE = "cluster_unreachable"
@@ -64,6 +66,8 @@ AUDIENCE: Final[Mapping[Kind, frozenset[Audience]]] = {
     Kind.RUN_COMPLETED: _OWNER,
     Kind.RUN_FAILED: _OWNER,
     Kind.RUN_TIMED_OUT: _OWNER,
+    Kind.RUN_GPU_IDLE: _OWNER,
+    Kind.RUN_GPU_BUSY: _OWNER,
     Kind.QUOTA_80: _QUOTA,
     Kind.QUOTA_100: _QUOTA,
     Kind.CLUSTER_UNREACHABLE: _ADMINS,
@@ -91,7 +95,7 @@ def concerns(principal: Principal, kind: Kind, tenant: str | None, user_id: str 
 
 
 def wanted(chosen: Mapping[str, Sequence[str]], kind: Kind, channel: Channel) -> bool:
-    """Whether somebody wants this kind this way: their choice, else everything but e-mail about starts.
+    """Whether somebody wants this kind this way: their choice, else all but e-mail about what goes well.
 
     >>> wanted({}, Kind.RUN_STARTED, Channel.EMAIL), wanted({}, Kind.RUN_FAILED, Channel.EMAIL)
     (False, True)
@@ -100,7 +104,7 @@ def wanted(chosen: Mapping[str, Sequence[str]], kind: Kind, channel: Channel) ->
     """
     if kind in chosen:
         return channel in chosen[kind]
-    return channel is Channel.STREAM or kind is not Kind.RUN_STARTED
+    return channel is Channel.STREAM or kind not in {Kind.RUN_STARTED, Kind.RUN_GPU_BUSY}
 
 
 def wanted_by_tenant(chosen: Mapping[str, Sequence[str]], kind: Kind) -> bool:

@@ -23,11 +23,13 @@ from broker.db.leases import Lease
 from broker.errors import BrokerError
 from broker.hosts.files import tail_all
 from broker.resources import dcgm, nvidia_smi
+from broker.resources.idle import Standing
+from broker.resources.idling import follow_gpus, rule_of, tell
 from broker.resources.job_usage import Taken, forget_usage, keep_usage
 from broker.resources.usage import CpuMeter, GpuUse, JobUse, Source, choose, slurm_use, with_slurm
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
-from broker.runs.telemetry import slurm_call
+from broker.runs.telemetry import contained, slurm_call
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, StepUsage
 
 log = structlog.get_logger("broker.resources")
@@ -68,7 +70,8 @@ class Gauge:
         """Measure once everything of ours that runs, and keep it."""
         allocated = {job.job_id: job for job in self._queue.jobs} if self._queue else {}
         accounts: dict[str | None, list[JobRow]] = defaultdict(list)
-        for job, account in self._running():
+        running = self._running()
+        for job, account in running:
             entry = allocated.get(job.slurm_job_id or 0)
             if entry is not None and entry.name == job.name:
                 accounts[account].append(job)
@@ -79,18 +82,19 @@ class Gauge:
             steps = self._steps(account, jobs)
             sampled = self._sampled(account, jobs, allocated)
             for job in jobs:
-                entry = allocated[job.slurm_job_id or 0]
-                # job ids are a cluster's own, and a Prometheus may scrape several
-                gpus = [gpu for gpu in by_job.get(entry.job_id, ()) if gpu.node in entry.nodes]
-                gpus += sampled.get(job.id, ())
-                use = self._use(job, entry, steps.get(entry.job_id, []), gpus)
-                if not use.empty:
-                    taken.append(Taken(job, entry, use))
+                with contained("use_not_seen", cluster=self._cluster, run_id=job.run_id):
+                    entry = allocated[job.slurm_job_id or 0]
+                    # job ids are a cluster's own, and a Prometheus may scrape several
+                    gpus = [gpu for gpu in by_job.get(entry.job_id, ()) if gpu.node in entry.nodes]
+                    gpus += sampled.get(job.id, ())
+                    use = self._use(job, entry, steps.get(entry.job_id, []), gpus)
+                    if not use.empty:
+                        taken.append(Taken(job, entry, use))
         alive = {job.id for jobs in accounts.values() for job in jobs}
         self._meters = {key: meter for key, meter in self._meters.items() if key in alive}
         self._asked = {key: at for key, at in self._asked.items() if key in alive}
         self._nodes = now, used_by_node(one.use for one in taken)
-        self._keep(now, taken)
+        self._keep(now, taken, [job for job, _ in running])
 
     def _running(self) -> list[tuple[JobRow, str | None]]:
         query = (
@@ -179,16 +183,21 @@ class Gauge:
         memory, whole = slurm_use(now, steps, entry.tres.gpus)
         return with_slurm(choose([*gpus, *whole], entry.tres.gpus), meter.look(now, steps), memory)
 
-    def _keep(self, now: datetime, taken: Sequence[Taken]) -> None:
+    def _keep(self, now: datetime, taken: Sequence[Taken], running: Sequence[JobRow]) -> None:
         forget = time.monotonic() >= self._forget_after
-        if not taken and not forget:
-            return
-        with self._ctx.db.write() as session:
-            self._lease.confirm(session)
-            keep_usage(session, self._cluster, now, taken)
-            if forget:
-                self._forget_after = time.monotonic() + FORGET_S
-                forget_usage(session, self._ctx.settings.resources, now)
+        rule = rule_of(self._ctx, self._cluster)
+        found: dict[str, Standing] = {}
+        if taken or forget or running:
+            with self._ctx.db.write() as session:
+                self._lease.confirm(session)
+                keep_usage(session, self._cluster, now, taken)
+                if rule is not None:
+                    uses = {one.job.id: one.use for one in taken}
+                    found = follow_gpus(session, rule, now, running, uses)
+                if forget:
+                    self._forget_after = time.monotonic() + FORGET_S
+                    forget_usage(session, self._ctx.settings.resources, now)
+        tell(self._ctx, self._cluster, self._lease, now, running, found)
 
 
 def used_by_node(looks: Iterable[JobUse]) -> dict[str, tuple[float, int]]:

@@ -83,6 +83,7 @@ def _renew(row: JobUsageRow, cluster: str, now: datetime, one: Taken) -> None:
     if row.restart != job.restarts or row.slurm_job_id != entry.job_id:
         row.use = {}
         row.first_at, row.gpu_util_sum, row.gpu_util_looks, row.memory_peak_mib = now, 0.0, 0, None
+        row.gpu_spans = None
     row.run_id, row.cluster, row.slurm_job_id = job.run_id, cluster, entry.job_id
     row.restart, row.taken_at = job.restarts, now
     row.cpus, row.gpus = entry.tres.cpus or entry.cpus, entry.tres.gpus

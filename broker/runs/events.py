@@ -34,6 +34,8 @@ EVENT_TYPES = {
     "job_stalled": "A running component gives no sign of life; `silent_since` says since when",
     "job_alive_again": "A component that was flagged as stalled gave a sign of life",
     "job_ended_for_silence": "A stalled component was ended; `on_lost_heartbeat` says what follows",
+    "gpu_idle": "A running component leaves GPUs idle: `gpus_idle` of `gpus`, since when, how busy they are",
+    "gpu_busy": "A component that left GPUs idle uses them again; `idle_s` says how long it did not",
     "job_completed": "A component ended well",
     "job_failed": "A component ended otherwise; `state` and `reason` say how",
     "job_unknown": "Nothing on the cluster knows a component any more; the broker keeps asking",

@@ -22,7 +22,7 @@ class JobUsageRow(Base):
 
     `cpus`, `memory_mib`, `gpus`: allocated. `use`: `broker.resources.usage.JobUse` as JSON. `gpu_util_sum`:
     per cent, over the `gpu_util_looks` that knew it. `memory_peak_mib`: the largest that a look saw; null:
-    none did.
+    none did. `gpu_spans`: how busy each GPU was lately (`broker.resources.idle`).
     """
 
     __tablename__ = "job_usage"
@@ -41,6 +41,7 @@ class JobUsageRow(Base):
     gpu_util_sum: Mapped[float]
     gpu_util_looks: Mapped[int]
     memory_peak_mib: Mapped[float | None]
+    gpu_spans: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
 
     __table_args__ = (
         Index("ix_job_usage_run_id", "run_id"),

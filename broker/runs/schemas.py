@@ -44,6 +44,16 @@ class RetryRequest(RequestModel):
     components: list[str] | None = Field(None, max_length=5000)
 
 
+class GpuIdle(BaseModel):
+    """GPUs that a running job holds and leaves idle, as measured."""
+
+    gpus: int = Field(description="GPUs that idle …")
+    measured: int = Field(description="… of those that somebody measures …")
+    of: int = Field(description="… of those that it has")
+    gpu_util: float | None = Field(description="Per cent: the mean of those that idle, when it was told")
+    since: datetime = Field(description="Since when, at the latest")
+
+
 class JobView(BaseModel):
     """One component of a run in its newest attempt (or, in `attempts`, an earlier one)."""
 
@@ -74,6 +84,9 @@ class JobView(BaseModel):
     expected_end: ExpectedEnd | None = Field(description="While it runs: when it is likely to end, and why")
     heartbeat_at: datetime | None = Field(description="Last sign of life that the broker saw while it ran")
     stalled_since: datetime | None = Field(description="Flagged: no sign of life for `heartbeat_timeout_s`")
+    gpu_idle: GpuIdle | None = Field(
+        description="While it runs: GPUs measured to be idle for `gpu_idle_after_s`; null: none, or unknown"
+    )
 
 
 class RunView(BaseModel):

@@ -113,7 +113,8 @@ class JobRow(Base):
 
     `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started.
     `heartbeat_mark`: what the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker
-    saw it. `stall_ended_at`: the broker ended it then for its silence.
+    saw it. `stall_ended_at`: the broker ended it then for its silence. `gpu_idle`: what was told of GPUs
+    that it leaves idle (`schemas.GpuIdle`); null: nothing, or that they are busy again.
     """
 
     __tablename__ = "jobs"
@@ -155,6 +156,7 @@ class JobRow(Base):
     heartbeat_mark: Mapped[str | None] = mapped_column(String(40))
     stalled_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
     stall_ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    gpu_idle: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
 
     __table_args__ = (
         UniqueConstraint("run_id", "component", "attempt"),

@@ -105,6 +105,12 @@ def job_ended(run: RunRow, job: JobRow, *, ran: bool) -> None:
             metrics.GPU_HOURS.labels(run.cluster, kind).inc(gpus * seconds / 3600)
 
 
+def gpus_idle(cluster: str, runs: int, gpus: int) -> None:
+    """Runs that leave GPUs idle as of the last look, and how many GPUs."""
+    metrics.RUNS_GPU_IDLE.labels(cluster).set(runs)
+    metrics.GPUS_HELD_IDLE.labels(cluster).set(gpus)
+
+
 def stored(cluster: str, size: int) -> None:
     """A job's results are safe."""
     metrics.STORED_BYTES.labels(cluster).inc(size)

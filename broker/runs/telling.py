@@ -12,6 +12,7 @@ from broker.notifications import Kind, notify
 from broker.runs.states import JobState, RunState
 from broker.runs.tables import JobRow, RunRow
 
+_GPUS = {"gpu_idle": Kind.RUN_GPU_IDLE, "gpu_busy": Kind.RUN_GPU_BUSY}
 _OUT_OF_TIME = (JobState.TIMEOUT, JobState.DEADLINE)
 
 
@@ -47,6 +48,8 @@ def _news(
         return Kind.RUN_DECIDED, {"decision": event, **about}
     if event == "job_started" and run.started_at is None:
         return Kind.RUN_STARTED, {}
+    if event in _GPUS:
+        return _GPUS[event], dict(data)
     if event == "run_finished":
         state = RunState(data["state"])
         if state is RunState.SUCCEEDED:

@@ -15,7 +15,7 @@ from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
 from broker.runs.expected import end_of
 from broker.runs.progress import Progress
-from broker.runs.schemas import JobView, RunSummary, RunView
+from broker.runs.schemas import GpuIdle, JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
 from broker.runs.tables import ClusterRow, JobRow, RunHoldRow, RunRow
 
@@ -96,10 +96,15 @@ def view_job(job: JobRow) -> JobView:
             "failure_class": failure_class(state, job.reason),
             "progress": Progress.model_validate(job.progress) if job.progress else None,
             "expected_end": end_of(job, utcnow()),
+            "gpu_idle": _gpu_idle(job),
             "slurm_job_name": job.name,
             "stored": job.storing,
         }
     )
+
+
+def _gpu_idle(job: JobRow) -> GpuIdle | None:
+    return GpuIdle.model_validate(job.gpu_idle) if job.gpu_idle and job.state == JobState.RUNNING else None
 
 
 def attempt_jobs(session: Session, run_id: str, attempt: int) -> list[JobRow]:

@@ -104,3 +104,9 @@ class ResourceSettings(Section):
     usage_raw_days: float = Field(
         2, gt=0, description="Days that each look at what a job used is kept; its hours stay `hourly_days`"
     )
+    gpu_idle_after_s: float = Field(
+        1800, ge=0, description="A running job is told to leave GPUs idle after so long; 0: never"
+    )
+    gpu_idle_below: float = Field(
+        5, gt=0, le=50, description="Idle: measured to be busy less than this (per cent) on the mean"
+    )

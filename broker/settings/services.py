@@ -110,6 +110,8 @@ News = Literal[
     "run_completed",
     "run_failed",
     "run_timed_out",
+    "run_gpu_idle",
+    "run_gpu_busy",
     "quota_80",
     "quota_100",
     "cluster_unreachable",

@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("gpu_type", sa.String(length=64), nullable=False),
         sa.Column("gpu_count", sa.Integer(), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("wait", sa.Integer(), nullable=False),
         sa.Column("outcome", sa.String(length=20), nullable=False),
         sa.Column("submitted", sa.BigInteger(), nullable=False),
         sa.Column("started", sa.BigInteger(), nullable=False),
@@ -51,6 +52,11 @@ def upgrade() -> None:
         sa.Column("gpu_s", sa.BigInteger(), nullable=False),
         sa.Column("mem_mib_s", sa.BigInteger(), nullable=False),
         sa.Column("billing_s", sa.BigInteger(), nullable=False),
+        sa.Column("hold_s", sa.BigInteger(), nullable=False),
+        sa.Column("wait_s", sa.BigInteger(), nullable=False),
+        sa.Column("slowdown_jobs", sa.BigInteger(), nullable=False),
+        sa.Column("slowdowns", sa.BigInteger(), nullable=False),
+        sa.Column("submit_slowdowns", sa.BigInteger(), nullable=False),
         sa.Column("cpu_jobs", sa.BigInteger(), nullable=False),
         sa.Column("cpu_used_s", sa.BigInteger(), nullable=False),
         sa.Column("cpu_alloc_s", sa.BigInteger(), nullable=False),
@@ -73,6 +79,7 @@ def upgrade() -> None:
             "gpu_type",
             "gpu_count",
             "size",
+            "wait",
             "outcome",
             name=op.f("pk_accounting_days"),
         ),
@@ -126,6 +133,7 @@ def upgrade() -> None:
         sa.Column("node_list", sa.String(), nullable=False),
         sa.Column("gpu_count", sa.Integer(), nullable=False),
         sa.Column("gpu_type", sa.String(length=64), nullable=False),
+        sa.Column("gpu_types", sa.String(), nullable=False),
         sa.Column("mem_mib", sa.BigInteger(), nullable=False),
         sa.Column("billing", sa.BigInteger(), nullable=False),
         sa.Column("total_cpu_s", sa.BigInteger(), nullable=True),
@@ -165,6 +173,7 @@ def upgrade() -> None:
         sa.Column("layout", sa.String(length=16), nullable=False),
         sa.Column("days", sa.LargeBinary(), nullable=True),
         sa.Column("waits", sa.LargeBinary(), nullable=True),
+        sa.Column("slowdowns", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("cluster", "day", name=op.f("pk_accounting_packed")),
     )
     op.create_table(
@@ -205,10 +214,10 @@ def upgrade() -> None:
         sa.Column("gpu_type", sa.String(length=64), nullable=False),
         sa.Column("gpu_count", sa.Integer(), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("wait", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(length=8), nullable=False),
         sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("jobs", sa.BigInteger(), nullable=False),
-        sa.Column("wait_s", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
             "cluster",
             "day",
@@ -219,6 +228,7 @@ def upgrade() -> None:
             "gpu_type",
             "gpu_count",
             "size",
+            "wait",
             "kind",
             "bucket",
             name=op.f("pk_accounting_waits"),
@@ -320,6 +330,7 @@ def upgrade() -> None:
         sa.Column("gpu_util_sum", sa.Double(), nullable=False),
         sa.Column("gpu_util_looks", sa.Integer(), nullable=False),
         sa.Column("memory_peak_mib", sa.Double(), nullable=True),
+        sa.Column("gpu_spans", sa.JSON(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_usage_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_usage")),
     )
@@ -359,6 +370,7 @@ def upgrade() -> None:
         batch_op.add_column(
             sa.Column("stall_ended_at", broker.db.types.UTCDateTime(timezone=True), nullable=True)
         )
+        batch_op.add_column(sa.Column("gpu_idle", sa.JSON(), nullable=True))
 
     with op.batch_alter_table("runs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("request_id", sa.String(length=64), nullable=True))
@@ -374,6 +386,7 @@ def downgrade() -> None:
         batch_op.drop_column("request_id")
 
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_column("gpu_idle")
         batch_op.drop_column("stall_ended_at")
         batch_op.drop_column("stalled_since")
         batch_op.drop_column("heartbeat_mark")
