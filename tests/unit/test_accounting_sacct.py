@@ -168,11 +168,15 @@ def test_several_partitions_of_one_request_are_one_job() -> None:
 BROKEN: tuple[object, ...] = (7, [], {"nodes": 3}, {"nodes": {"n": []}}, {"nodes": {"n": {}}})
 
 
-DAMAGED = gzip.compress(b"")[:10] + b"\xff" * 20, gzip.compress(b"[" * 100_000), gzip.compress(b"{}")[:12]
+DAMAGED = (
+    gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20,
+    gzip.compress(b"[" * 100_000, mtime=0),
+    gzip.compress(b"{}", mtime=0)[:12],
+)
 
 
 def packed(stats: object) -> str:
-    return "JS1:" + base64.b64encode(gzip.compress(json.dumps(stats).encode())).decode()
+    return "JS1:" + base64.b64encode(gzip.compress(json.dumps(stats).encode(), mtime=0)).decode()
 
 
 def test_gpu_use_is_read_from_jobstats_and_else_from_slurm() -> None:
