@@ -25,8 +25,8 @@ from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, JobPriority, QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.changes import Adjusted, Change, Shown
 from broker.slurm.states import SlurmState
-from broker.slurm.tres import parse_tres
 from tests.api_support import Api
+from tests.queue_jobs import queue_job
 
 SUBMITTED = datetime(2026, 11, 1, 8, tzinfo=UTC)
 
@@ -41,28 +41,8 @@ class Controller:
         self.unreachable = False
 
     def add(self, number: int, name: str, priority: int, **more: Any) -> None:
-        self.jobs[number] = QueueJob(
-            job_id=number,
-            name=name,
-            state=SlurmState.PENDING,
-            reason="Priority",
-            user="broker",
-            account="default",
-            qos="training",
-            partition="gpu",
-            submit=SUBMITTED + timedelta(seconds=number),
-            start=None,
-            end=None,
-            time_limit_s=3600,
-            nodes=(),
-            node_count=1,
-            cpus=1,
-            tres=parse_tres(""),
-            priority=priority,
-            nice=0,
-            dependency="",
-            restart_count=0,
-        )
+        submitted = SUBMITTED + timedelta(seconds=number)
+        self.jobs[number] = queue_job(number, name, submit=submitted, priority=priority)
         self.set(number, **more)
 
     def set(self, number: int, **more: Any) -> None:

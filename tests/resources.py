@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -18,13 +16,12 @@ from broker.hosts import Completed, LocalHost
 from broker.identity import Role
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.tables import JobRow
-from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState, parse_tres
-from tests.api_support import Api, spec
+from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState
+from tests.api_support import Api
+from tests.queue_jobs import queue_job, running_run
+from tests.recordings import printed
 
-RECORDED = json.loads(
-    (Path(__file__).parent / "contract/recordings/26.05.5/nodes.json").read_text(encoding="utf-8")
-)["stdout"].splitlines()
-
+RECORDED = printed("nodes").splitlines()
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
@@ -77,40 +74,20 @@ class World:
 
     def run_of(self, who: str, number: int) -> str:
         """A run whose trainer Slurm runs under `number`."""
-        pipeline = self.api.store(who, spec(pipeline_id=f"{who}-digits", name=who)).json()["pipeline"]["id"]
-        run_id: str = self.api.call("POST", "/runs", who, json={"pipeline": pipeline}).json()["id"]
-        with self.ctx.db.write() as session:
-            job = session.scalars(
-                select(JobRow).where(JobRow.run_id == run_id, JobRow.component == "trainer")
-            ).one()
-            job.slurm_job_id, job.state = number, "RUNNING"
-        return run_id
+        return running_run(self.api, who, number)[0]
 
     def queue_job(self, number: int, node: str, name: str = "strange", gpus: int = 2) -> QueueJob:
         with self.ctx.db.read() as session:
             ours = session.scalar(select(JobRow.name).where(JobRow.slurm_job_id == number))
-        return QueueJob(
-            job_id=number,
-            name=ours or name,
-            state=SlurmState.RUNNING,
-            reason="None",
-            user="broker",
-            account="red",
-            qos="training",
-            partition="gpu",
-            submit=START,
-            start=START,
-            end=None,
-            time_limit_s=3600,
-            nodes=(node,),
-            node_count=1,
-            cpus=4,
-            tres=parse_tres(f"cpu=4,mem=8G,node=1,gres/gpu={gpus},gres/gpu:a100={gpus}"),
-            priority=1,
-            nice=0,
-            dependency="",
-            restart_count=0,
-        )
+        has = f"cpu=4,mem=8G,node=1,gres/gpu={gpus},gres/gpu:a100={gpus}"
+        more: dict[str, Any] = {
+            "account": "red",
+            "submit": START,
+            "start": START,
+            "nodes": (node,),
+            "cpus": 4,
+        }
+        return queue_job(number, ours or name, has, state=SlurmState.RUNNING, reason="None", **more)
 
     def tick(self, *jobs: QueueJob) -> None:
         self.keeper.see(QueueSnapshot(utcnow(), jobs))

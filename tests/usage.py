@@ -11,17 +11,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
 from broker.compiler.names import gpu_samples
 from broker.db import leases, utcnow
 from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.identity import Role
 from broker.resources.gauge import Gauge
-from broker.runs.tables import JobRow
-from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState, parse_tres
-from tests.api_support import Api, spec
+from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState
+from tests.api_support import Api
+from tests.queue_jobs import queue_job, running_run
 
 MINUTE = timedelta(minutes=1)
 ROW = "{0}.batch|1|00:00:00|1|cpu={1},mem={2}\n"
@@ -73,16 +71,10 @@ class World:
 
     def run_of(self, who: str, number: int, gpus: int = 2, nodes: tuple[str, ...] = ("n1",)) -> str:
         """A run whose trainer Slurm runs under `number`."""
-        name = f"{who}-{number}"
-        pipeline = self.api.store(who, spec(pipeline_id=name, name=name)).json()["pipeline"]["id"]
-        run_id: str = self.api.call("POST", "/runs", who, json={"pipeline": pipeline}).json()["id"]
-        with self.ctx.db.write() as session:
-            job = session.scalars(
-                select(JobRow).where(JobRow.run_id == run_id, JobRow.component == "trainer")
-            ).one()
-            job.slurm_job_id, job.state, job.started_at = number, "RUNNING", utcnow() - 10 * MINUTE
-            called = job.name
-        self.queue[number] = queue_job(number, called, gpus, nodes)
+        run_id, name = running_run(self.api, who, number)
+        has = f"cpu=8,mem=16G,node=1,gres/gpu={gpus},gres/gpu:a100={gpus}"
+        seen = {"state": SlurmState.RUNNING, "reason": "None", "account": "red", "nodes": nodes, "cpus": 8}
+        self.queue[number] = queue_job(number, name, has, **seen)
         return run_id
 
     def sample(self, run_id: str, *lines: str, node: int = 0, suffix: str = "csv", restart: int = 0) -> None:
@@ -99,31 +91,6 @@ class World:
         answer = self.api.call("GET", f"/runs/{run_id}/usage", who, params=query)
         assert answer.status_code == 200, answer.text
         return next(job for job in answer.json()["jobs"] if job["component"] == "trainer")
-
-
-def queue_job(number: int, name: str, gpus: int, nodes: tuple[str, ...]) -> QueueJob:
-    return QueueJob(
-        job_id=number,
-        name=name,
-        state=SlurmState.RUNNING,
-        reason="None",
-        user="broker",
-        account="red",
-        qos="training",
-        partition="gpu",
-        submit=None,
-        start=None,
-        end=None,
-        time_limit_s=3600,
-        nodes=nodes,
-        node_count=len(nodes),
-        cpus=8,
-        tres=parse_tres(f"cpu=8,mem=16G,node=1,gres/gpu={gpus},gres/gpu:a100={gpus}"),
-        priority=1,
-        nice=0,
-        dependency="",
-        restart_count=0,
-    )
 
 
 def line(index: int, util: int | str, memory: int = 1000, at: datetime | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from broker.slurm import QueueJob, SlurmState
 from tests.api_support import Api, context
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
+from tests.harness.processes import until
 from tests.harness.specs import WAIT, component, pipeline
 
 pytestmark = pytest.mark.cluster
@@ -176,7 +177,9 @@ def test_twenty_waiting_jobs_are_changed_and_read_back_by_one_remote_command(des
 
 def test_an_explicit_priority_is_shown_as_frozen_until_the_scheduler_has_it_back(desk: Desk) -> None:
     run_id = desk.run(pipeline([component("one", resources=WHOLE_NODE)]))
-    until(lambda: desk.polled()[0]["parts"] is not None, 30)  # slurmctld works priorities out once a second
+    until(
+        lambda: desk.polled()[0]["parts"] is not None, 30, "its priority is known", 0.2
+    )  # slurmctld works priorities out once a second
     (item,) = desk.queue()
     assert (item["run_id"], item["frozen"], item["resources"]) == (run_id, False, "V100 x 4, 1GB")
     assert item["parts"]["fair_share"] > 0 and item["parts"]["qos"] > 0
@@ -186,7 +189,7 @@ def test_an_explicit_priority_is_shown_as_frozen_until_the_scheduler_has_it_back
     (item,) = desk.queue()
     assert (item["priority"], item["frozen"], item["parts"]) == (777, True, None)
     desk.wish(run_id, level="low")
-    until(lambda: desk.polled()[0]["parts"] is not None, 30)
+    until(lambda: desk.polled()[0]["parts"] is not None, 30, "its priority is known", 0.2)
     (item,) = desk.queue()
     assert (item["frozen"], item["parts"]["nice"], item["level"]) == (False, 20_000, "low")
 
@@ -210,7 +213,7 @@ def test_slurm_starts_runs_in_the_order_that_the_queue_shows(desk: Desk) -> None
         starts.update({job.job_id: job.start for job in jobs})
         return len(jobs) == 4 and all(job.state.finished for job in jobs)
 
-    until(all_ended, 90)
+    until(all_ended, 90, "all have ended", 0.2)
     assert sorted(shown, key=lambda run_id: starts[ids[run_id]]) == shown
 
 
@@ -241,7 +244,8 @@ def test_a_held_run_takes_a_level_and_gets_its_number_back_after_the_release(des
 def test_what_runs_is_left_alone_and_what_waits_behind_it_moves(desk: Desk) -> None:
     run_id = desk.run(pipeline([component("a", WAIT), component("b", order=1)], [("a", "b")]))
     desk.open_partition()
-    until(lambda: {job.state for job in desk.slurm(run_id)} == {SlurmState.RUNNING, SlurmState.PENDING}, 60)
+    both = {SlurmState.RUNNING, SlurmState.PENDING}
+    until(lambda: {job.state for job in desk.slurm(run_id)} == both, 60, "one runs, one waits", 0.2)
     desk.look()
     (before,) = (job for job in desk.slurm(run_id) if job.state is SlurmState.RUNNING)
     change = desk.wish(run_id, number=555)
@@ -261,7 +265,7 @@ def test_a_run_that_is_next_says_so_and_when_slurm_expects_to_start_it(desk: Des
         items = desk.polled()
         return [item["run_id"] for item in items] == [waiting] and items[0]["expected_start"] is not None
 
-    until(expected, 60)
+    until(expected, 60, "the order is as expected", 0.2)
     (item,) = desk.queue()
     assert item["why"]["code"] in {"resources", "priority"}
     assert datetime.fromisoformat(item["expected_start"]) > utcnow()
@@ -292,14 +296,7 @@ def test_a_retry_waits_at_low_priority_from_its_submission_on(desk: Desk) -> Non
         with desk.ctx.db.read() as session:
             return session.get_one(RunRow, run_id).phase == Phase.DONE
 
-    until(failed, 60)
+    until(failed, 60, "the run has failed", 0.2)
     assert desk.api.call("POST", f"/runs/{run_id}/retry", "ann").status_code == 202
     desk.work(run_id)
     assert [job.nice for job in desk.slurm(run_id) if job.state.pending] == [20_000]
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.2)

@@ -8,29 +8,23 @@ import re
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import PROGRAM, DevCluster, control, load, running, state_home
+from tests.harness.processes import until
 
 pytestmark = pytest.mark.cluster
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.1)
 
 
 def wait_for_state(cluster: DevCluster, job: str, *states: str, seconds: float = 60) -> None:
     until(
         lambda: cluster.ok("squeue", "-h", "-t", "all", "-j", job, "-o", "%T") in states,
-        f"job {job} in {'/'.join(states)}",
         seconds,
+        f"job {job} in {'/'.join(states)}",
+        0.1,
     )
 
 
@@ -77,7 +71,10 @@ def test_a_gpu_job_runs_on_the_right_node_and_accounting_counts_typed_gpus(clust
     assert host in ("v100-1", "v100-2")
     assert gpus == "gpus=0,1"
     until(
-        lambda: "COMPLETED|" in cluster.ok("sacct", "-nPX", "-j", job, "-o", "state,alloctres"), "accounting"
+        lambda: "COMPLETED|" in cluster.ok("sacct", "-nPX", "-j", job, "-o", "state,alloctres"),
+        60,
+        "accounting",
+        0.1,
     )
     tres = cluster.ok("sacct", "-nPX", "-j", job, "-o", "alloctres")
     assert {"gres/gpu=2", "gres/gpu:v100=2"} <= set(tres.split(","))
@@ -172,15 +169,15 @@ def test_a_failed_node_takes_its_processes_along_and_slurm_requeues_its_job(clus
     request = ("--requeue", "--gres=gpu:a100:4", "--open-mode=append", "-o", "/dev/null")
     job = cluster.ok("sbatch", "--parsable", *request, f"--wrap={script}", user="broker")
     wait_for_state(cluster, job, "RUNNING")
-    until(lambda: cluster.exec(["test", "-s", marker])[0] == 0, "the job's first start")
+    until(lambda: cluster.exec(["test", "-s", marker])[0] == 0, 60, "the job's first start", 0.1)
     node = cluster.ok("squeue", "-h", "-j", job, "-o", "%N")
     try:
         assert cluster.exec(["pgrep", "-u", "broker", "sleep"])[0] == 0
         cluster.fail_node(node)
         assert cluster.exec(["pgrep", "-u", "broker", "sleep"])[0] == 1, "a process of the job survived"
         assert cluster.status()["daemons"][node]["state"] == "ended"
-        until(lambda: cluster.status()["node_states"][node].startswith("down"), "the node down", 120)
-        until(lambda: len(cluster.ok("cat", marker).splitlines()) == 2, "its second start", 120)
+        until(lambda: cluster.status()["node_states"][node].startswith("down"), 120, "the node down", 0.1)
+        until(lambda: len(cluster.ok("cat", marker).splitlines()) == 2, 120, "its second start", 0.1)
         restart = cluster.ok("cat", marker).splitlines()[1]
         assert restart.split()[0] == "1"
         assert restart.split()[1] != node
@@ -222,7 +219,7 @@ def test_paused_accounting_leaves_the_scheduler_working(cluster: DevCluster, dae
         assert cluster.exec(["squeue", "-h"])[0] == 0
     finally:
         cluster.resume(daemon)
-    until(lambda: cluster.status()["accounting"], "accounting answers again")
+    until(lambda: cluster.status()["accounting"], 60, "accounting answers again", 0.1)
 
 
 def test_a_restarted_sshd_cuts_connections_and_accepts_new_ones(cluster: DevCluster) -> None:
@@ -251,7 +248,7 @@ def test_everything_listens_on_loopback_only(cluster: DevCluster) -> None:
     job = cluster.ok("sbatch", "--parsable", "--wrap=srun sleep 1000", user="kim")
     wait_for_state(cluster, job, "RUNNING")
     try:
-        until(lambda: cluster.exec(["pgrep", "-u", "kim", "sleep"])[0] == 0, "the step")
+        until(lambda: cluster.exec(["pgrep", "-u", "kim", "sleep"])[0] == 0, 60, "the step", 0.1)
         # ss names the processes of the cluster alone: sockets of this machine have no `users:`.
         ours = [line for line in cluster.ok("ss", "-ltnpH").splitlines() if "users:" in line]
         addresses = [line.split()[3] for line in ours]
@@ -286,7 +283,12 @@ def test_two_clusters_live_side_by_side_and_the_second_leaves_nothing(
     second = load(other)
     assert second.ssh.port != cluster.ssh.port
     job = second.ok("sbatch", "--parsable", "--wait", "--wrap=hostname", user="kim")
-    until(lambda: "COMPLETED" in second.ok("sacct", "-nPX", "-j", job, "-o", "state"), "accounting there")
+    until(
+        lambda: "COMPLETED" in second.ok("sacct", "-nPX", "-j", job, "-o", "state"),
+        60,
+        "accounting there",
+        0.1,
+    )
     key = second.info["users"][1]["key"]
     assert ssh(cluster, "kim", key, "true").returncode != 0, "a key of one cluster opens the other"
 
@@ -294,7 +296,10 @@ def test_two_clusters_live_side_by_side_and_the_second_leaves_nothing(
     control("down", "--name", other)
     assert not Path(f"/proc/{pid}").exists()
     until(
-        lambda: namespace not in {_namespace(entry) for entry in Path("/proc").iterdir()}, "the last end", 5
+        lambda: namespace not in {_namespace(entry) for entry in Path("/proc").iterdir()},
+        5,
+        "the last end",
+        0.1,
     )
     assert other not in Path("/proc/mounts").read_text()
     with pytest.raises(ConnectionRefusedError):
@@ -350,7 +355,7 @@ def test_a_cluster_bound_to_its_caller_ends_with_it(other: str, number: signal.S
         pid = bound.info["pid"]
         parent = _parent(_parent(pid))
         os.kill(parent, number)
-        until(lambda: not Path(f"/proc/{pid}").exists(), "the cluster's end", 30)
+        until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the cluster's end", 0.1)
 
 
 def _parent(pid: int) -> int:

@@ -6,7 +6,7 @@ Starts a development cluster of its own, gives it jobs in every state and with h
 command, writes argument list, output and exit status to `recordings/VERSION/NAME.json`, and takes the cluster
 down. (OUT_OF_MEMORY is not among the states: without cgroups Slurm never sees it.)
 `facts.json` beside them says which id belongs to which label; what must be true of each label stands in
-`test_slurm_recordings.py`, not here.
+`slurm/test_slurm_*.py`, not here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from broker.hosts import SshConfig, SshHost
 from broker.slurm import changes
 from broker.slurm.commands import REGISTRY
 from broker.slurm.versions import accounting_fields, parse_version
+from tests.recordings import RECORDINGS
 
 PROGRAM = Path(__file__).resolve().parents[2] / "slurm-dev" / "cluster"
-RECORDINGS = Path(__file__).parent / "recordings"
 
 NAMES = {
     "hostile_newline": "first\nsecond line",

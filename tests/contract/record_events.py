@@ -3,7 +3,7 @@
     python -m tests.contract.record_events SUITE      bookworm (22.05), trixie (24.11) or sid (26.05)
 
 Starts a development cluster of its own, does to its nodes what happens to nodes, and writes the answers to
-`recordings/VERSION/events/`. What must be true of them stands in `test_slurm_events.py`, not here.
+`recordings/VERSION/events/`. What must be true of them stands in `slurm/test_slurm_events.py`, not here.
 """
 
 from __future__ import annotations

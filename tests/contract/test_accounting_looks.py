@@ -6,7 +6,6 @@ Slurm is not here: `Slurm` answers with records, some of them out of recordings 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,24 +21,16 @@ from broker.accounting.looks import BACK_S, Looker, event_row, reservation_row
 from broker.context import Context
 from broker.db import leases
 from broker.errors import Unreachable
-from broker.hosts import Completed
 from broker.slurm import Share, parse_tres
-from broker.slurm.commands import REGISTRY
 from broker.slurm.events import Lack, NodeEvent, ReservationRecord
 from tests.api_support import Api, context
 from tests.postgres import fresh_database
+from tests.recordings import parsed
 
 NUMBER = itertools.count()
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 T = int(NOON.timestamp())
-RECORDED = Path(__file__).parent / "recordings" / "26.05.5"
 NODE = parse_tres("cpu=64,mem=512G,gres/gpu=4,gres/gpu:a100=4")
-
-
-def recorded(name: str) -> Any:
-    found = json.loads((RECORDED / f"{name}.json").read_text())
-    command = REGISTRY[found["command"]](**found["options"])
-    return command.parse(Completed(found["rc"], found["stdout"].encode(), b""))
 
 
 class Slurm:
@@ -50,7 +41,7 @@ class Slurm:
             NodeEvent("n1", T - 60, None, Lack.DOWN, "DOWN*", NODE, "root", "psu")
         ]
         self.kept: list[ReservationRecord] = []
-        self.tree: tuple[Share, ...] = recorded("shares")[0]
+        self.tree: tuple[Share, ...] = parsed("shares")[0]
         self.since: list[int] = []
         self.down = False
 
@@ -171,7 +162,7 @@ def test_of_each_day_the_last_look_at_the_shares_is_kept(site: Site) -> None:
     by_name = {(row.account, row.unix_user): row for row in today}
     assert ("root", "") not in by_name and by_name["default", ""].tenant == "default"
     assert by_name["team-a", "kim"].user == "main:kim", "nobody's Unix account"
-    recorded_one = next(one for one in recorded("shares")[0] if (one.account, one.user) == ("team-a", "kim"))
+    recorded_one = next(one for one in parsed("shares")[0] if (one.account, one.user) == ("team-a", "kim"))
     assert by_name["team-a", "kim"].raw_usage == recorded_one.raw_usage
 
 

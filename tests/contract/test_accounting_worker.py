@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -24,8 +23,9 @@ from broker.context import Context
 from broker.worker import loop
 from tests.accounting_support import FIELDS, job
 from tests.api_support import context
+from tests.harness.processes import until
+from tests.recordings import printed
 
-RECORDED = Path(__file__).parent / "recordings" / "26.05.5"
 SACCT = """#!{python}
 import pathlib, sys
 here, words = pathlib.Path(__file__).parent, sys.argv[1:]
@@ -48,8 +48,7 @@ def programs(tmp_path: Path) -> Path:
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name in ("config", "version", "accounting_fields", "shares", "events/node_events"):
-        recorded = json.loads((RECORDED / f"{name}.json").read_text())["stdout"]
-        (folder / {"accounting_fields": "fields"}.get(name, Path(name).name)).write_text(recorded)
+        (folder / {"accounting_fields": "fields"}.get(name, Path(name).name)).write_text(printed(name))
     texts = {
         "sacct": SACCT.format(python=sys.executable, fields=list(FIELDS)),
         "scontrol": f'#!/bin/sh\n[ "$2" = config ] && exec cat {folder}/config\nexit 0\n',
@@ -84,13 +83,6 @@ def cursor(ctx: Context) -> AccountingCursorRow | None:
         return session.get(AccountingCursorRow, "main")
 
 
-def until(what: Any) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not what():
-        assert time.monotonic() < deadline, "the worker did not do it"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def working(ctx: Context) -> Iterator[None]:
     stop = threading.Event()
@@ -106,13 +98,17 @@ def working(ctx: Context) -> Iterator[None]:
 def test_the_worker_reads_everybodys_jobs_and_goes_on_after_slurmdbd_was_away(
     ctx: Context, programs: Path
 ) -> None:
-    until(lambda: (row := cursor(ctx)) and row.read_to > time.time() - 60)
+    until(lambda: (row := cursor(ctx)) and row.read_to > time.time() - 60, WITHIN_S, "the jobs are read")
     with ctx.db.read() as session:
         assert sorted(session.scalars(select(AccountingJobRow.unix_user))) == ["kim", "lee"]
     (programs / "away").touch()
-    until(lambda: (row := cursor(ctx)) and "persistent connection" in (row.trouble or ""))
+    until(
+        lambda: (row := cursor(ctx)) and "persistent connection" in (row.trouble or ""),
+        WITHIN_S,
+        "it is told",
+    )
     (programs / "away").unlink()
-    until(lambda: (row := cursor(ctx)) and row.trouble is None)
+    until(lambda: (row := cursor(ctx)) and row.trouble is None, WITHIN_S, "it is over")
 
 
 @pytest.mark.usefixtures("working")
@@ -122,7 +118,7 @@ def test_the_worker_looks_at_nodes_and_fair_shares(ctx: Context) -> None:
             looks = session.scalars(select(AccountingLookRow).where(AccountingLookRow.trouble.is_(None)))
             return {row.what for row in looks} == {"events", "shares"}
 
-    until(looked)
+    until(looked, WITHIN_S, "nodes and shares are looked at")
     with ctx.db.read() as session:
         lacks = set(session.scalars(select(AccountingEventRow.lack)))
         accounts = set(session.scalars(select(AccountingShareRow.account)))
@@ -133,7 +129,7 @@ def test_the_worker_looks_at_nodes_and_fair_shares(ctx: Context) -> None:
 def test_commands_show_how_far_it_was_read_and_make_the_sums_anew(
     ctx: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    until(lambda: (row := cursor(ctx)) and row.read_to > time.time() - 60)
+    until(lambda: (row := cursor(ctx)) and row.read_to > time.time() - 60, WITHIN_S, "the jobs are read")
     monkeypatch.setenv("BROKER_DATA_DIR", str(ctx.settings.data_dir))
     monkeypatch.setenv("BROKER_CLUSTERS__MAIN__TRANSPORT", "local")
     capsys.readouterr()

@@ -26,9 +26,8 @@ from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
 from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot
-from broker.slurm.states import SlurmState
-from broker.slurm.tres import parse_tres
 from tests.api_support import Api, context, jobs_of, row
+from tests.queue_jobs import queue_job
 
 CLUSTERS = {
     "theirs": {"transport": "local", "run_as": "user"},
@@ -119,13 +118,7 @@ def test_no_account_that_got_into_the_database_gets_into_a_command(
 
 
 def queued(job: JobRow, number: int, user: str, **more: Any) -> QueueJob:
-    fields: dict[str, Any] = {
-        **{"job_id": number, "name": job.name, "state": SlurmState.PENDING, "reason": "", "user": user},
-        **{"account": "default", "qos": "normal", "partition": "main", "submit": None, "start": None},
-        **{"end": None, "time_limit_s": 60, "nodes": (), "node_count": 1, "cpus": 1, "priority": 0},
-        **{"tres": parse_tres(""), "nice": 0, "dependency": "", "restart_count": 0},
-    }
-    return QueueJob(**{**fields, **more})
+    return queue_job(number, **{"name": job.name, "user": user, "qos": "normal", "priority": 0} | more)
 
 
 def test_a_stray_is_the_runs_only_when_it_is_its_persons(ctx: Context, lease: Lease) -> None:

@@ -23,11 +23,11 @@ from broker.runs.views import attempt_jobs
 from broker.settings import QuotaSettings
 from broker.slurm import QueueJob
 from broker.slurm.states import SlurmState
-from broker.slurm.tres import parse_tres
 from tests.accounting import at, job
 from tests.accounting import keep as archive
 from tests.api_support import Api, context
 from tests.postgres import fresh_database
+from tests.queue_jobs import queue_job
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -156,30 +156,10 @@ def test_everybody_sees_the_own_tenants_quota_alone(api: Api) -> None:
 
 
 def queued(number: int, submitted: datetime, **more: Any) -> QueueJob:
-    """A job as squeue shows it."""
-    made = QueueJob(
-        job_id=number,
-        name=f"job-{number}",
-        state=SlurmState.PENDING,
-        reason="Priority",
-        user="kim",
-        account="team-a",
-        qos="training",
-        partition="gpu",
-        submit=submitted,
-        start=None,
-        end=None,
-        time_limit_s=7200,
-        nodes=(),
-        node_count=1,
-        cpus=4,
-        tres=parse_tres("cpu=4,mem=64G,node=1,billing=4,gres/gpu=2,gres/gpu:a100=2"),
-        priority=1000,
-        nice=0,
-        dependency="",
-        restart_count=0,
-    )
-    return replace(made, **more)
+    """A job of kim's that asks for two GPUs."""
+    asked = "cpu=4,mem=64G,node=1,billing=4,gres/gpu=2,gres/gpu:a100=2"
+    kims = {"user": "kim", "account": "team-a", "time_limit_s": 7200, "cpus": 4, "priority": 1000}
+    return queue_job(number, **{"name": f"job-{number}", "tres": asked, "submit": submitted} | kims | more)
 
 
 def see(api: Api, *jobs: QueueJob, looked: datetime = NOW) -> None:

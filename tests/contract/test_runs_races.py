@@ -28,8 +28,8 @@ from broker.runs.tracking import Tracker
 from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.states import SlurmState
-from broker.slurm.tres import parse_tres
 from tests.api_support import Api, context, jobs_of, row
+from tests.queue_jobs import queue_job
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -69,29 +69,7 @@ def submitted(ctx: Context, run_id: str, state: JobState = JobState.PENDING) -> 
 
 
 def queued(job: JobRow, number: int, user: str, state: SlurmState = SlurmState.PENDING) -> QueueJob:
-    nothing = parse_tres("")
-    return QueueJob(
-        job_id=number,
-        name=job.name,
-        state=state,
-        reason="JobHeldUser",
-        user=user,
-        account="default",
-        qos="normal",
-        partition="main",
-        submit=None,
-        start=None,
-        end=None,
-        time_limit_s=60,
-        nodes=(),
-        node_count=1,
-        cpus=1,
-        tres=nothing,
-        priority=0,
-        nice=0,
-        dependency="",
-        restart_count=0,
-    )
+    return queue_job(number, job.name, state=state, reason="JobHeldUser", user=user, qos="normal", priority=0)
 
 
 def test_cancelling_an_attempt_leaves_the_one_after_it_alone(

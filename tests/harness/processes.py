@@ -71,7 +71,7 @@ def free_port() -> int:
         return port
 
 
-def until(condition: Callable[[], bool], seconds: float, what: str, step_s: float = 0.02) -> None:
+def until(condition: Callable[[], object], seconds: float, what: str, step_s: float = 0.02) -> None:
     """Wait for what sends no event (a file, a process, a daemon); `AssertionError` at the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -10,13 +10,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from broker.compiler import ResolvedCode, SubmissionExit, fence_argv, staging_archive
+from tests.harness.processes import until
 from tests.submission_site import Site, make_plan, make_site
 
 
@@ -97,7 +96,7 @@ def test_an_orphaned_sbatch_keeps_the_lock_until_it_is_done(site: Site) -> None:
     assert first.stdin
     first.stdin.write(staging_archive(site.plan))
     first.stdin.close()
-    wait_for(lambda: events(site) >= 2)  # the intent is synced, the first sbatch is on its way
+    until(lambda: events(site) >= 2, 30, "the intent is synced, and the first sbatch on its way")
     os.kill(int((site.root / "script").read_text()), signal.SIGKILL)
     first.wait()
     second = site.start()
@@ -115,13 +114,6 @@ def test_an_orphaned_sbatch_keeps_the_lock_until_it_is_done(site: Site) -> None:
     assert second.stderr
     stdout, stderr = second.stdout.read().decode(), second.stderr.read().decode()
     site.assert_whole(subprocess.CompletedProcess([], second.wait(), stdout, stderr))
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_refusal_stops_and_says_why(site: Site) -> None:

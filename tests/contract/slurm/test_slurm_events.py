@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.errors import Unreachable
 from broker.hosts import Completed
-from broker.slurm.commands import REGISTRY
 from broker.slurm.events import Lack, NodeEvent, NodeEvents, Reservations
-
-RECORDINGS = Path(__file__).parent / "recordings"
+from tests.recordings import VERSIONS, facts, parsed
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One release's answers."""
 
-    folder: Path
+    version: str
     times: dict[str, int]
     reason: str
 
     def parse(self, name: str) -> Any:
-        found = json.loads((self.folder / f"{name}.json").read_text())
-        command = REGISTRY[found["command"]](**found["options"])
-        assert command.argv() == found["argv"], "the command line is no longer the one that was recorded"
-        return command.parse(Completed(found["rc"], found["stdout"].encode(), found["stderr"].encode()))
+        return parsed(f"events/{name}", self.version)
 
     def events(self) -> dict[str, list[NodeEvent]]:
         found, bad = self.parse("node_events")
@@ -37,10 +30,9 @@ class Recorded:
         return {node: [one for one in found if one.node == node] for node in {one.node for one in found}}
 
 
-@pytest.fixture(params=["22.05.8", "24.11.5", "26.05.5"])
+@pytest.fixture(params=VERSIONS)
 def recorded(request: pytest.FixtureRequest) -> Recorded:
-    folder = RECORDINGS / request.param / "events"
-    return Recorded(folder, **json.loads((folder / "facts.json").read_text()))
+    return Recorded(request.param, **facts(f"{request.param}/events"))
 
 
 def test_what_the_cluster_has_is_registered_once_and_by_type(recorded: Recorded) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +11,8 @@ import pytest
 from broker.accounting.windows import Cursor, too_wide
 from broker.errors import SlurmRefused, Unreachable
 from broker.hosts import Completed
-from broker.slurm.commands import REGISTRY
 from broker.slurm.sacct import Answer, JobRecord, Window
-from broker.slurm.versions import Version
-
-RECORDINGS = Path(__file__).parent / "recordings"
-VERSIONS = ("22.05.8", "24.11.5", "26.05.5")
+from tests.recordings import VERSIONS, facts, read
 
 
 @dataclass(frozen=True)
@@ -29,15 +23,9 @@ class Recorded:
     facts: dict[str, Any]
 
     def read(self, name: str) -> tuple[Window, Completed]:
-        found = json.loads((RECORDINGS / self.version / "warehouse" / f"{name}.json").read_text())
-        options = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in found["options"].items()
-        }
-        command = REGISTRY[found["command"]](**options | {"version": Version(*options["version"])})
+        command, done = read(f"warehouse/{name}", self.version)
         assert isinstance(command, Window)
-        assert command.argv() == found["argv"], "the command line is no longer the one that was recorded"
-        out, err = (found[key].encode("utf-8", "surrogateescape") for key in ("stdout", "stderr"))
-        return command, Completed(found["rc"], out, err)
+        return command, done
 
     def answer(self, name: str = "window") -> Answer:
         command, done = self.read(name)
@@ -55,8 +43,7 @@ class Recorded:
 
 @pytest.fixture(params=VERSIONS)
 def recorded(request: pytest.FixtureRequest) -> Recorded:
-    facts = json.loads((RECORDINGS / request.param / "warehouse" / "facts.json").read_text())
-    return Recorded(request.param, facts)
+    return Recorded(request.param, facts(f"{request.param}/warehouse"))
 
 
 # label -> state, exit code, signal
