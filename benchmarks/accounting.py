@@ -27,11 +27,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, literal, select
 from typing_extensions import override
 
 from benchmarks.workload import Recorded
 from broker.accounting.ingest import Ingester
+from broker.accounting.packed import PARTS
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -210,7 +211,8 @@ def rows_of(ctx: Context) -> str:
             for table in TABLES
         }
         packed = AccountingPackedRow
-        size = session.scalar(select(func.sum(func.length(packed.days) + func.length(packed.waits)))) or 0
+        parts = (func.length(getattr(packed, part)) for part in PARTS)
+        size = session.scalar(select(func.sum(sum(parts, literal(0))))) or 0
     told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     return f"{told} rows; packed columns {size / 2**20:.0f} MiB"
 

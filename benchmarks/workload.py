@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from broker.hosts import Completed
 from broker.slurm.sacct import Answer, Window
+from broker.slurm.tres import Tres
 from tests.accounting_support import DAY, NOON, Slurmdbd, job, printed, step
 
 YEAR = 365 * DAY
@@ -231,7 +232,7 @@ class Recorded(Slurmdbd):
                 self._end.append(one.end_at)
                 self._at.append(self._at[-1] + len(text))
         self.inventory = [
-            SimpleNamespace(name=f"{of_type}-{n}", total=SimpleNamespace(gpu_types={of_type: 8}))
+            SimpleNamespace(name=f"{of_type}-{n}", total=Tres(gpus=8, gpu_types={of_type: 8}))
             for of_type in GPU_TYPES
             for n in range(1, 61)
         ]

@@ -53,6 +53,7 @@ def job(job_id: int, submit: int, wait_s: int = 0, run_s: int = 3600, **changes:
         "node_list": "node1",
         "gpu_count": 0,
         "gpu_type": "",
+        "gpu_types": "",
         "mem_mib": 8192,
         "billing": 4,
         "total_cpu_s": 2 * run_s,

@@ -97,11 +97,8 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
     return owner_of
 
 
-def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types: Mapping[str, str]) -> int:
-    """Store jobs (none twice) and what they change in the sums; how many were new or different.
-
-    `gpu_types`: by node list, for jobs whose TRES name no type.
-    """
+def store(session: Session, people: People, jobs: Sequence[JobRecord]) -> int:
+    """Store jobs (none twice) and what they change in the sums; how many were new or different."""
     exclusive(session, f"accounting {people.cluster}")
     known = _known(session, people.cluster, jobs)
     owner_of = owners(session, people, jobs)
@@ -116,7 +113,6 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord], gpu_types
         row = {name: getattr(job, name) for name in _COLUMNS}
         row |= {"cluster": people.cluster}
         row["runaway"] = job.end_at is None and before is not None and before["runaway"]
-        row["gpu_type"] = job.gpu_type or gpu_types.get(job.node_list, "") if job.gpu_count else ""
         owner = owner_of(job)
         row |= {"run_id": owner.run_id, "tenant": owner.tenant, "user": owner.user}
         _keep(row, before)
@@ -272,12 +268,12 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
             **dict(zip(Who._fields, who, strict=True)),
             "kind": kind,
             "bucket": number,
+            "jobs": jobs,
         }
-        | {"jobs": jobs, "wait_s": seconds}
-        for (day, who, kind, number), (jobs, seconds) in sorted(sums.waits.items())
+        for (day, who, kind, number), jobs in sorted(sums.waits.items())
     ]
     upsert(session, _DAYS, days, adding=SUMS)
-    upsert(session, _WAITS, waits, adding=("jobs", "wait_s"))
+    upsert(session, _WAITS, waits, adding=("jobs",))
 
 
 def rebuild(session: Session, cluster: str) -> int:

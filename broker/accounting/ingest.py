@@ -9,7 +9,7 @@ we believe to be running are compared with the queue and asked for by id. Absenc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -26,7 +26,7 @@ from broker.db.leases import Lease
 from broker.db.locks import exclusive
 from broker.errors import BrokerError, SlurmRefused, Unreachable
 from broker.settings import AccountingSettings
-from broker.slurm import SlurmClient
+from broker.slurm import SlurmClient, gpu_types
 from broker.slurm.nodelist import expand
 from broker.slurm.sacct import Answer, JobRecord, Window, warehouse_fields
 
@@ -125,30 +125,37 @@ class Ingester:
 
     def _store(self, jobs: Sequence[JobRecord], cursor: Cursor | None) -> None:
         """Store in batches; the cursor moves with the last of them."""
-        types = self._gpu_types(jobs)
+        self._name_gpus(jobs)
         for first in range(0, max(len(jobs), 1), BATCH):
             part, last = jobs[first : first + BATCH], first + BATCH >= len(jobs)
             with self._ctx.db.write() as session:
                 self._lease.confirm(session)
-                archive.store(session, self._people, part, types)
+                archive.store(session, self._people, part)
                 if last and cursor is not None:
                     archive.save_cursor(session, self._cluster, cursor, utcnow())
 
-    def _gpu_types(self, jobs: Sequence[JobRecord]) -> Mapping[str, str]:
-        """Node to GPU type, where a job needs it: its own TRES say no type (`gres/gpu` alone is tracked)."""
-        wanted = [job for job in jobs if job.gpu_count and not job.gpu_type and job.start_at]
+    def _name_gpus(self, jobs: Sequence[JobRecord]) -> None:
+        """Name the types of GPUs by their nodes where the job's own TRES do not name all (`gres/gpu` alone is
+        tracked, or only some of the types).
+        """
+        wanted = [
+            job
+            for job in jobs
+            if job.gpu_count and job.start_at and (not job.gpu_type or job.gpu_types.startswith("="))
+        ]
         if not wanted:
-            return {}
-        inventory = {
-            node.name: next(iter(node.total.gpu_types))
-            for node in self._slurm().nodes()
-            if len(node.total.gpu_types) == 1
-        }
-        found: dict[str, str] = {}
-        for node_list in {job.node_list for job in wanted}:
-            types = {inventory.get(name, "") for name in expand(node_list)}
-            found[node_list] = types.pop() if len(types) == 1 else "mixed" if types else ""
-        return found
+            return
+        inventory = {node.name: node.total for node in self._slurm().nodes()}
+        found: dict[tuple[str, int, str, str], tuple[str, str]] = {}
+        for job in wanted:
+            key = (job.node_list, job.gpu_count, job.gpu_type, job.gpu_types)
+            if key not in found:
+                typed = {name: n for name, n in gpu_types.parts(*key[2:], key[1]) if name}
+                nodes = [inventory.get(name) for name in expand(job.node_list)]
+                types = gpu_types.on_nodes(job.gpu_count, typed, nodes)
+                none = (gpu_types.MIXED, "")
+                found[key] = none if types is None else gpu_types.named(types, job.gpu_count)
+            job.gpu_type, job.gpu_types = found[key]
 
     def _pack(self) -> None:
         """Pack the days whose sums have changed, few at a time: others wait for it on SQLite."""

@@ -22,18 +22,29 @@ from broker.accounting.tables import AccountingDayRow, AccountingPackedRow, Acco
 from broker.db.upsert import upsert
 
 _PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
-PARTS: Final[Mapping[str, Table]] = {
-    "days": AccountingDayRow.__table__,  # type: ignore[dict-item]
-    "waits": AccountingWaitRow.__table__,  # type: ignore[dict-item]
+_DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
+_WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
+
+
+class Part(NamedTuple):
+    """Rows that are packed together: a table's, of this `kind` where it has several."""
+
+    table: Table
+    amounts: Sequence[str]
+    kind: str | None = None
+
+
+PARTS: Final[Mapping[str, Part]] = {
+    "days": Part(_DAYS, SUMS),
+    "waits": Part(_WAITS, ("jobs",), "wait"),
+    "slowdowns": Part(_WAITS, ("jobs",), "slowdown"),
 }
-_WHERE: Final = ("cluster", "day")
+_SHARED: Final = ("cluster", "day", "kind")
 COLUMNS: Final = {
-    part: tuple(column.name for column in table.columns if column.name not in _WHERE)
-    for part, table in PARTS.items()
+    name: tuple(column.name for column in part.table.columns if column.name not in _SHARED)
+    for name, part in PARTS.items()
 }
-"""What a part's columns are: all of its table's but the cluster and the day, which all rows share."""
-AMOUNTS: Final = {"days": SUMS, "waits": ("jobs",)}
-"""What is added up in a part."""
+"""What a part's columns are: all of its table's but those that all of its rows share."""
 LAYOUT: Final = hashlib.blake2b(repr(sorted(COLUMNS.items())).encode(), digest_size=8).hexdigest()
 """What the columns are packed as; days packed before a column was added count as stale."""
 _WRITE = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
@@ -96,14 +107,14 @@ def read(
 
 def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequence[str]) -> pa.Table:
     """A day's columns out of its rows; what came to nothing (RUNNING of a job that ended) is left out."""
-    table = PARTS[part]
+    table, amounts, kind = PARTS[part]
     chosen = [table.c[name] for name in names]
-    amounts = [table.c[name] for name in AMOUNTS[part]]
-    rows = session.execute(
+    query = (
         select(*chosen)
-        .where(table.c.cluster == cluster, table.c.day == day, or_(*(amount != 0 for amount in amounts)))
+        .where(table.c.cluster == cluster, table.c.day == day, or_(*(table.c[name] != 0 for name in amounts)))
         .order_by(*table.primary_key)
     )
+    rows = session.execute(query if kind is None else query.where(table.c.kind == kind))
     values = list(zip(*rows, strict=True)) or [()] * len(chosen)
     return pa.table(
         {

@@ -25,7 +25,8 @@ class AccountingJobRow(Base):
     `CLUSTER:NAME` for a Unix account (`unix_user`) that no person has. `run_id`: the broker's run,
     null for others' jobs. `tasks`: elements of an array that wait together in one row, else 1. `partition` of
     a pending job may name several. `state`: Slurm's word. `gpu_type`: "" without GPUs or where unknown,
-    `mixed` for several.
+    of several types that of most, `mixed` where nobody tells how many of each; `gpu_types`: how many of each
+    (`slurm.gpu_types`), "" for one type.
     `mem_mib`, `cpus`, `gpu_count`, `billing`: allocated over all nodes (`cpus` of a pending job: asked for).
     `timelimit_s` null: unlimited. `total_cpu_s`, `max_rss_mib`, `mem_in_tot_mib` (max over steps), `gpu_util`
     (per cent, mean over GPUs; `gpu_util_by` measured it: `slurm.gpu_use.GpuSource`), `energy_j`: null is "no
@@ -64,6 +65,7 @@ class AccountingJobRow(Base):
     node_list: Mapped[str]
     gpu_count: Mapped[int]
     gpu_type: Mapped[str] = mapped_column(String(64))
+    gpu_types: Mapped[str]
     mem_mib: Mapped[int] = mapped_column(BigInteger)
     billing: Mapped[int] = mapped_column(BigInteger)
     total_cpu_s: Mapped[int | None] = mapped_column(BigInteger)
@@ -91,12 +93,17 @@ class AccountingJobRow(Base):
 class AccountingDayRow(Base):
     """Sums of a day (UTC), per who, where, how large and how it ended.
 
-    `outcome`: Slurm's state; `gpu_count` per job; `size`: CPUs per job as a power of two (3: 8 to 15).
+    `outcome`: Slurm's state; `gpu_count` per job; `size`: CPUs per job as a power of two (3: 8 to 15);
+    `wait`: how long it waited (`wait_classes`). A job with GPUs of several types counts under that of most of
+    them; its GPUs of the others have a row each, with their `gpu_s`, `gpu_used_s` and `gpu_alloc_s` alone.
     Spread over the days a job ran in, clipped at midnight: `elapsed_s`, `core_s`, `gpu_s`, `mem_mib_s`
-    (allocated memory times elapsed), `billing_s`. Once, on the day of it: `submitted`, `started`,
-    `ended` (jobs). Once, on the day of the end, over the jobs that have the data (`…_jobs` of them):
-    `cpu_used_s` of `cpu_alloc_s`; `mem_used_mib_s` of `mem_alloc_mib_s`; `limit_used_s` of `limit_s`;
-    `gpu_used_s` of `gpu_alloc_s`. Ratios of these sums are the efficiencies.
+    (allocated memory times elapsed), `billing_s`. Once, on the day of it: `submitted`, `started`, `ended`
+    (jobs). Once, on the day of the start: `hold_s` (submit to eligible) and `wait_s` (eligible to start), and
+    over those that have ended (`slowdown_jobs`), in thousandths, `slowdowns` and `submit_slowdowns`
+    (`buckets.slowdown` of the wait since eligible, and since submission). Once, on the day of the end, over
+    the jobs that have the data (`…_jobs` of them): `cpu_used_s` of `cpu_alloc_s`; `mem_used_mib_s` of
+    `mem_alloc_mib_s`; `limit_used_s` of `limit_s`; `gpu_used_s` of `gpu_alloc_s`. Ratios of these sums are
+    the efficiencies.
     """
 
     __tablename__ = "accounting_days"
@@ -110,6 +117,7 @@ class AccountingDayRow(Base):
     gpu_type: Mapped[str] = mapped_column(String(64), primary_key=True)
     gpu_count: Mapped[int] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column(primary_key=True)
+    wait: Mapped[int] = mapped_column(primary_key=True)
     outcome: Mapped[str] = mapped_column(String(20), primary_key=True)
     submitted: Mapped[int] = mapped_column(BigInteger)
     started: Mapped[int] = mapped_column(BigInteger)
@@ -119,6 +127,11 @@ class AccountingDayRow(Base):
     gpu_s: Mapped[int] = mapped_column(BigInteger)
     mem_mib_s: Mapped[int] = mapped_column(BigInteger)
     billing_s: Mapped[int] = mapped_column(BigInteger)
+    hold_s: Mapped[int] = mapped_column(BigInteger)
+    wait_s: Mapped[int] = mapped_column(BigInteger)
+    slowdown_jobs: Mapped[int] = mapped_column(BigInteger)
+    slowdowns: Mapped[int] = mapped_column(BigInteger)
+    submit_slowdowns: Mapped[int] = mapped_column(BigInteger)
     cpu_jobs: Mapped[int] = mapped_column(BigInteger)
     cpu_used_s: Mapped[int] = mapped_column(BigInteger)
     cpu_alloc_s: Mapped[int] = mapped_column(BigInteger)
@@ -136,11 +149,11 @@ class AccountingDayRow(Base):
 
 
 class AccountingWaitRow(Base):
-    """How long the jobs that began on a day (UTC) had waited: a histogram, one row per bucket.
+    """How long the jobs that began on a day (UTC) had waited: histograms, one row per bucket.
 
-    `kind`: `eligible` (submit to eligible: approval, dependency, hold) or `start` (eligible to start:
-    contention). `bucket`: `histograms.bucket` of the seconds;
-    `wait_s`: their sum. Dimensions as in `accounting_days`.
+    `kind`: `wait` (eligible to start: contention) or `slowdown` (`buckets.slowdown`, of those that have
+    ended). `bucket`: `histograms.bucket` of the seconds; of a slowdown, 0 where it is 1. Dimensions as in
+    `accounting_days`.
     """
 
     __tablename__ = "accounting_waits"
@@ -154,10 +167,10 @@ class AccountingWaitRow(Base):
     gpu_type: Mapped[str] = mapped_column(String(64), primary_key=True)
     gpu_count: Mapped[int] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column(primary_key=True)
+    wait: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(8), primary_key=True)
     bucket: Mapped[int] = mapped_column(primary_key=True)
     jobs: Mapped[int] = mapped_column(BigInteger)
-    wait_s: Mapped[int] = mapped_column(BigInteger)
 
     __table_args__ = _ONE_TREE
 
@@ -176,6 +189,7 @@ class AccountingPackedRow(Base):
     layout: Mapped[str] = mapped_column(String(16))
     days: Mapped[bytes | None] = mapped_column(LargeBinary)
     waits: Mapped[bytes | None] = mapped_column(LargeBinary)
+    slowdowns: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class AccountingCursorRow(Base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.accounting.tables import AccountingJobRow
 from broker.advice.rules import Asked, Attempt, advise
 from broker.advice.texts import for_sbatch
+from broker.slurm.gpu_types import MIXED
 
 SAMPLE_S = 30
 """Slurm's default `JobAcctGatherFrequency` (slurm.conf(5)), unless a caller knows better."""
@@ -27,7 +28,8 @@ def options_for(row: AccountingJobRow, sample_s: int = SAMPLE_S) -> str:
         peak_mib=peak_of(row.mem_in_tot_mib, row.max_rss_mib, row.nodes),
         gpu_util=None if row.gpu_util is None else min(1.0, row.gpu_util / 100),
     )
-    kind = "" if row.gpu_type == "mixed" else row.gpu_type  # how busy these were says nothing of other types
+    several = row.gpu_types or row.gpu_type == MIXED  # how busy these were says nothing of each type
+    kind = "" if several else row.gpu_type
     limited = {"memory": row.mem_mib > 0, "time": row.timelimit_s is not None, "gpu_count": True}
     return " ".join(
         for_sbatch(one.resource, one.suggested, asked.nodes, kind)

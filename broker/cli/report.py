@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,8 +26,8 @@ _ALL: Final = {"limit": 10_000}
 _TEXTS: Final = ("text", "date", "time")
 """Units of figures that are no numbers."""
 _FILTERS: Final = (
-    "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), outcome, "
-    "node, began, state, reason, account"
+    "cluster, tenant, user, partition, qos, gpu_type, gpu_count, size (CPUs as a power of two), wait "
+    "(`1-10m`), outcome, node, began, state, reason, account"
 )
 
 
@@ -163,6 +164,8 @@ def register(root: typer.Typer) -> None:
         "broker report usage --by tenant --last month",
         "broker report waits --by partition --by gpu_type --since 2026-11-01",
         "broker report outcomes --where tenant=team-a --jobs",
+        "broker report slowdown --by partition --last month",
+        "broker report usage --by wait --where gpu_type=a100",
         "broker report utilisation --last week --explain",
         "broker report node_downtime --by reason --last quarter",
         "broker report usage --by user --last quarter --csv usage.csv",
@@ -201,6 +204,7 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
         "STATE",
         "SUBMITTED",
         "WAITED>",
+        "SLOWDOWN>",
         "CORE H>",
         "GPU H>",
         "CPU>",
@@ -216,6 +220,7 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
             one["state"],
             when(one["submitted_at"]),
             figure(one["wait_s"], "s"),
+            figure(one["slowdown"], "count"),
             figure(one["core_hours"], "h"),
             figure(one["gpu_hours"], "h"),
             figure(one["cpu_efficiency"], "ratio"),
@@ -265,9 +270,13 @@ def _shown(found: dict[str, Any], sort: str | None, explain: bool, lang: Languag
     first = sort or measures[0]["name"]
     sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
     largest = max(sizes, default=0)
+    names = {
+        name: {one["value"]: one[TITLE[lang]] for one in values}
+        for name, values in found["report"]["values"].items()
+    }
     rows = [
         (
-            *(_key(name, line["key"][name]) for name in found["by"]),
+            *(_key(name, line["key"][name], names.get(name, {})) for name in found["by"]),
             drawn_bar(line["values"][first], largest),
             *_figures(line, measures),
         )
@@ -296,12 +305,17 @@ def _head(measure: dict[str, Any], lang: Language) -> str:
     return f"{title}{told}{'' if unit in _TEXTS else '>'}"
 
 
-def _key(name: str, value: str) -> str:
-    """What a line is about; a size is told in CPUs, not as the power of two that a filter takes.
+def _key(name: str, value: str, names: Mapping[str, str]) -> str:
+    """What a line is about, as a filter takes it; where that says little, in words too: a size is a power of
+    two, and `names` are those that the report brings.
 
-    >>> _key("size", "0"), _key("size", "5"), _key("user", "kim")
+    >>> _key("size", "0", {}), _key("size", "5", {}), _key("user", "kim", {})
     ('0 (1 CPU)', '5 (32–63 CPUs)', 'kim')
+    >>> _key("wait", "1-6h", {"1-6h": "1 to 6 hours"})
+    '1-6h (1 to 6 hours)'
     """
+    if value in names:
+        return f"{value} ({names[value]})"
     if name != "size" or not value.isdecimal():
         return value
     return f"{value} ({f'{2 ** int(value)}–{2 ** (int(value) + 1) - 1} CPUs' if int(value) else '1 CPU'})"

@@ -69,7 +69,7 @@ def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tupl
         keys = pc.add(pc.multiply(keys, max(len(values), 1)), codes)
         labels.append(values)
     known = pc.unique(keys)
-    found = Grouped(tuple(labels), known, {}, None)
+    found = Grouped(tuple(labels), known, {}, {})
     return pc.index_in(keys, known), [found.labels_of(key) for key in known.to_pylist()]
 
 

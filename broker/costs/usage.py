@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Any, Final
@@ -20,11 +20,12 @@ from broker.accounting.tables import AccountingJobRow
 from broker.costs.columns import OUTCOME, SPAN, items_of
 from broker.costs.pricing import SUM_OF, Item, Place, PriceBook, Resource, Use, fate, itemized
 from broker.reports import days
+from broker.reports.jobs import has_type
 from broker.reports.measures import Report
 from broker.reports.wanted import COLUMNS, PERIODS, Scope, Wanted, same
 
 RUN: Final = "run"
-BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size")), RUN, *PERIODS)
+BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size", "wait")), RUN, *PERIODS)
 """How costs can be split."""
 FILTERS: Final = tuple(name for name in BY if name not in (RUN, *PERIODS))
 COSTS: Final = Report("costs", "Costs", "비용", ("tenant",), ())
@@ -35,7 +36,10 @@ _HAD: Final = {
     Resource.BILLING: "billing",
 }
 """What a job had of a resource (`accounting_jobs`)."""
-_JOB: Final = ("start_at", "end_at", "counted_to", "elapsed_s", "cpus", "gpu_count", "mem_mib", "billing")
+_JOB: Final = (
+    *("start_at", "end_at", "counted_to", "elapsed_s"),
+    *("cpus", "gpu_count", "gpu_types", "mem_mib", "billing"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,16 @@ def items(
 
 
 def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) -> Iterator[Use]:
-    """The use of one job (columns of `AccountingJobRow` by name), day by day."""
+    """The use of one job (columns of `AccountingJobRow` by name), by day and GPU type."""
     place = Place(*(job[part] for part in Place._fields))
-    for day, sums in allocated(job):
-        yield Use(
-            key, place, day, fate(job["state"], exempt), {one: sums[name] for one, name in SUM_OF.items()}
-        )
+    for day, kind, sums in allocated(job):
+        found = {one: sums[name] for one, name in SUM_OF.items() if name in sums}
+        yield Use(key, place._replace(gpu_type=kind), day, fate(job["state"], exempt), found)
 
 
 def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> Iterator[Use]:
     """Of the broker's runs: added up in the database where a job ran between two changes of prices, day by
-    day where it ran over one, or over an end of the period.
+    day where it ran over one, or over an end of the period, or had GPUs of several types.
     """
     table = AccountingJobRow
     book, exempt = pricing.book, pricing.exempt
@@ -80,7 +83,8 @@ def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -
     bounds = [_epoch(day) for day in (*starts, wanted.until)]
     keys = [_job_column(name).label(f"key_{at}") for at, name in enumerate(wanted.by)]
     conditions = [table.run_id.is_not(None), table.start_at < bounds[-1], table.counted_to > bounds[0]]
-    conditions += [same(_job_column(name), value) for name, value in wanted.filters.items()]
+    only = wanted.filters.get("gpu_type")
+    conditions += [_fits(name, value) for name, value in wanted.filters.items()]
     conditions += [table.tenant == scope.tenant] if scope.tenant is not None else []
     conditions += [table.user == scope.user] if scope.user is not None else []
     between = [and_(table.start_at >= begin, table.counted_to <= end) for begin, end in pairwise(bounds)]
@@ -89,7 +93,8 @@ def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -
     ran = case((table.elapsed_s < whole, table.elapsed_s), else_=whole)  # as `buckets.spread` has it
     sums = {one: func.sum(ran * getattr(table, _HAD[one])).label(one) for one in book.counted()}
     classes = [*(getattr(table, part) for part in book.parts()), table.state]
-    query = select(*keys, *classes, span, *sums.values()).where(*conditions, or_(*between))
+    at_once = and_(or_(*between), table.gpu_types == "")
+    query = select(*keys, *classes, span, *sums.values()).where(*conditions, at_once)
     # PostgreSQL takes an expression with parameters for another one when it comes again: grouped by name
     names: list[Any] = [literal_column(one) for one in (*(f"key_{at}" for at in range(len(keys))), SPAN)]
     for row in session.execute(query.group_by(*classes, *names)).mappings():
@@ -97,14 +102,21 @@ def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -
         amounts = {one: int(row[one] or 0) for one in sums}
         yield Use(_key(row, wanted), place, starts[row[SPAN]], fate(row["state"], exempt), amounts)
     columns = [getattr(table, name) for name in (*_JOB, "state", *Place._fields)]
-    for row in session.execute(select(*keys, *columns).where(*conditions, ~or_(*between))).mappings():
+    for row in session.execute(select(*keys, *columns).where(*conditions, ~at_once)).mappings():
         for use in of_job(dict(row), _key(row, wanted), exempt):
-            if wanted.since <= use.day < wanted.until:
-                yield use
+            kind = use.place.gpu_type
+            if wanted.since <= use.day < wanted.until and only in (None, kind):
+                named = zip(wanted.by, use.key, strict=True)
+                yield replace(use, key=tuple(kind if name == "gpu_type" else one for name, one in named))
 
 
 def _key(row: RowMapping, wanted: Wanted) -> tuple[str, ...]:
     return tuple(str(row[f"key_{at}"]) for at in range(len(wanted.by)))
+
+
+def _fits(name: str, value: str) -> Any:
+    """Jobs whose use may be what a filter names: a job with GPUs of several types is under each of them."""
+    return has_type(value) if name == "gpu_type" else same(_job_column(name), value)
 
 
 def _job_column(name: str) -> Any:

@@ -17,20 +17,15 @@ import pyarrow.compute as pc
 from sqlalchemy.orm import Session
 from typing_extensions import override
 
-from broker.accounting import packed
+from broker.accounting import packed, wait_classes
 from broker.reports.definitions import LOST
 from broker.reports.grouping import Grouped, Label, group, labelled
 from broker.reports.measures import Measure, Sums
 from broker.reports.wanted import PERIODS, Group, Groups, Scope, Wanted, period_name
 
 _OUTCOME: Final = "outcome"
-_WAITS: Final = {
-    "waited": ("start", "jobs"),
-    "wait_s": ("start", "wait_s"),
-    "held": ("eligible", "jobs"),
-    "hold_s": ("eligible", "wait_s"),
-}
-"""Sums of waits: of which kind, and the column."""
+_HISTOGRAMS: Final = {"wait": "waits", "slowdown": "slowdowns"}
+"""The part of the sums (`packed.PARTS`) that a histogram is in."""
 _PARTIAL: Final = {
     "lost_jobs": ("ended", _OUTCOME),
     "lost_core_s": ("core_s", _OUTCOME),
@@ -39,7 +34,7 @@ _PARTIAL: Final = {
     "gpu_ended": ("ended", "gpu_count"),
 }
 """Sums over a part of the jobs: the column, and by what they are chosen: a lost outcome, GPUs."""
-_NUMBERS: Final = frozenset({"gpu_count", "size"})
+_NUMBERS: Final = frozenset({"gpu_count", "size", "wait"})
 _BEGINNINGS: Final[Mapping[str, Callable[[date], date]]] = {
     "day": lambda day: day,
     "week": lambda day: day - timedelta(days=day.weekday()),
@@ -53,25 +48,15 @@ def groups(session: Session, wanted: Wanted, scope: Scope) -> Groups:
     """The groups of a report that is made of the days' sums."""
     measures = wanted.report.measures
     numbers = sorted({name for measure in measures for name in measure.numbers})
-    histograms = any(measure.histograms for measure in measures)
-    tables = []
-    of_days = [name for name in numbers if name not in _WAITS]
-    if of_days and (days := rows(session, "days", wanted, scope, _columns(of_days))) is not None:
-        tables.append(_with_partial(days, of_days))
-    counts = None
-    of_waits = [name for name in numbers if name in _WAITS]
-    if of_waits and _OUTCOME not in {*wanted.by, *wanted.filters}:
-        columns = ["kind", "jobs", "wait_s"] + (["bucket"] if histograms else [])
-        if (waits := rows(session, "waits", wanted, scope, columns)) is not None:
-            tables.append(_with_waits(waits, of_waits))
-            counts = waits.filter(pc.equal(waits["kind"], "start")) if histograms else None
-    if not tables:
-        return Lines(wanted, Grouped((), pa.array([], pa.int64()), {}, None))
-    keep = {*wanted.by, *numbers}
-    parts = [table.select([name for name in table.column_names if name in keep]) for table in tables]
-    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
-    present = [name for name in numbers if name in table.column_names]
-    return Lines(wanted, group(table, wanted.by, present, counts))
+    table = rows(session, "days", wanted, scope, _columns(numbers))
+    if table is None:
+        return Lines(wanted, Grouped((), pa.array([], pa.int64()), {}, {}))
+    counts = {}
+    for name in sorted({name for measure in measures for name in measure.histograms}):
+        found = rows(session, _HISTOGRAMS[name], wanted, scope, ("bucket", "jobs"))
+        if found is not None:
+            counts[name] = found
+    return Lines(wanted, group(_with_partial(table, numbers), wanted.by, numbers, counts).filled())
 
 
 def _columns(numbers: Sequence[str]) -> list[str]:
@@ -98,7 +83,7 @@ def rows(
     wide |= {name for name in ("tenant", "user") if getattr(scope, name) is not None}
     names = [name for name in packed.COLUMNS[part] if name in wide]
     days = packed.read(session, part, names, wanted.since, wanted.until, cluster)
-    places = {name: _place(name) for name in wanted.by if name in PERIODS} | dict(spans or {})
+    places = {name: period_place(name) for name in wanted.by if name in PERIODS} | dict(spans or {})
     table = labelled(days, places, cluster="cluster" in {*wanted.by, *columns})
     if table is None:
         return None
@@ -109,7 +94,8 @@ def rows(
     return table if table.num_rows else None
 
 
-def _place(name: str) -> Callable[[date], int]:
+def period_place(name: str) -> Callable[[date], int]:
+    """The number of the first day of the week, month, … that a day is in."""
     return lambda day: _BEGINNINGS[name](day).toordinal()
 
 
@@ -117,6 +103,8 @@ def _same(column: Any, name: str, value: str) -> Any:
     """Which rows have the value that a filter names; a number is compared as one."""
     if name not in _NUMBERS:
         return pc.equal(column.cast(pa.string()), value)
+    if name == "wait":
+        return pc.equal(column, wait_classes.NAMES.index(value) if value in wait_classes.NAMES else -1)
     known = value.isascii() and value.isdecimal() and len(value) < 10
     return pc.equal(column, int(value) if known else -1)
 
@@ -132,15 +120,6 @@ def _with_partial(days: pa.Table, numbers: Sequence[str]) -> pa.Table:
             )
             days = days.append_column(name, pc.if_else(chosen, days[column], 0))
     return days
-
-
-def _with_waits(waits: pa.Table, numbers: Sequence[str]) -> pa.Table:
-    kinds = {kind: pc.equal(waits["kind"], kind) for kind in ("start", "eligible")}
-    made = waits.drop_columns([name for name in ("wait_s",) if name in waits.column_names])
-    for name in numbers:
-        kind, column = _WAITS[name]
-        made = made.append_column(name, pc.if_else(kinds[kind], waits[column], 0))
-    return made
 
 
 @dataclass(frozen=True)
@@ -185,10 +164,7 @@ class Lines(Groups):
                 dict(
                     zip(self.wanted.by, map(label, self.wanted.by, self.grouped.labels_of(key)), strict=True)
                 ),
-                Sums(
-                    {name: column[n] or 0 for name, column in columns.items()},
-                    {"wait": histograms[key]} if histograms[key] else {},
-                ),
+                Sums({name: column[n] or 0 for name, column in columns.items()}, histograms[key]),
             )
             for n, key in enumerate(keys)
         ]
@@ -199,8 +175,7 @@ class Lines(Groups):
 
     @cached_property
     def _whole(self) -> Sums:
-        histogram = self.grouped.histogram()
-        return Sums(self.grouped.totals(), {"wait": histogram} if histogram else {})
+        return Sums(self.grouped.totals(), self.grouped.whole())
 
     @override
     def ordered(self, measure: Measure | None) -> Lines:
@@ -208,7 +183,7 @@ class Lines(Groups):
         if measure is None:
             return Lines(self.wanted, self.grouped)
         if measure.quantile is not None:
-            figures = self.grouped.quantiles(measure.quantile)
+            figures = self.grouped.quantiles(measure.histograms[0], measure.quantile)
         else:
             total, one = self.whole(), _Row(self.grouped)
             values = [measure.compute(one, total) for one.place in range(len(self))]  # type: ignore[arg-type]
@@ -231,4 +206,6 @@ class _Row:
 
 def label(name: str, value: Label) -> str:
     """What a dimension's value is called."""
+    if name == "wait":
+        return wait_classes.NAMES[int(value)]
     return period_name(name, date.fromordinal(int(value))) if name in PERIODS else str(value)

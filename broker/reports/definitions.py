@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.accounting.histograms import ERROR, quantile
 from broker.reports.definitions_cluster import CORE_UTILISATION, FAIR_SHARE, NODE_DOWNTIME, UTILISATION
 from broker.reports.definitions_now import QUOTAS, WAITING
+from broker.reports.definitions_waits import MEAN_WAIT, SLOWDOWN, WAITS
 from broker.reports.measures import HOUR, Compute, Measure, Report, ratio
 
 LOST: Final = (
@@ -47,10 +47,6 @@ def _unused(used: str, allocated: str, unit: float) -> Compute:
     return lambda sums, _: (sums[allocated] - sums[used]) / unit if sums[allocated] else None
 
 
-def _quantile(name: str, share: float) -> Compute:
-    return lambda sums, _: quantile(sums.histograms.get(name, {}), share)
-
-
 JOBS = Measure(
     "jobs",
     "jobs",
@@ -76,8 +72,12 @@ GPU_HOURS = Measure(
     "h",
     "GPU hours",
     "GPU 시간",
-    "Allocated GPUs (AllocTRES gres/gpu, typed entries not added) × elapsed time, cut at the period's ends",
-    "할당된 GPU 수(AllocTRES gres/gpu, 종류별 항목을 더하지 않음) × 경과 시간. 기간의 경계에서 자름",
+    "Allocated GPUs (AllocTRES gres/gpu, typed entries not added) × elapsed time, cut at the period's ends. "
+    "By GPU type, each GPU under its own (the typed entry, else the type its node has); all else of a job "
+    "with several types counts once, under that of most of its GPUs",
+    "할당된 GPU 수(AllocTRES gres/gpu, 종류별 항목을 더하지 않음) × 경과 시간. 기간의 경계에서 자름. GPU "
+    "종류별로는 GPU마다 자기 종류에 셈(종류별 항목, 없으면 노드의 종류). 여러 종류를 쓴 작업의 나머지는 가장 "
+    "많은 종류에 한 번만 셈",
     _hours("gpu_s"),
     ("gpu_s",),
 )
@@ -101,62 +101,6 @@ GPU_SHARE = Measure(
     _share("gpu_s"),
     ("gpu_s",),
 )
-
-
-def _mean(above: str, below: str, name: str, title: tuple[str, str], meaning: tuple[str, str]) -> Measure:
-    return Measure(name, "s", *title, *meaning, _ratio(above, below), (above, below))
-
-
-WAITED = Measure(
-    "waited",
-    "jobs",
-    "Jobs begun",
-    "시작한 작업 수",
-    "Jobs that began in the period; one that was cancelled before it had a node did not begin",
-    "기간 안에 시작한 작업 수. 노드를 받기 전에 취소된 작업은 제외",
-    _count("waited"),
-    ("waited",),
-)
-MEAN_WAIT = _mean(
-    "wait_s",
-    "waited",
-    "mean_wait",
-    ("Mean wait", "평균 대기"),
-    (
-        "Contention: Σ (start − eligible) / jobs that began in the period. Slurm calls it Planned",
-        "자원 경합: Σ (시작 − 자격) / 기간 안에 시작한 작업 수. Slurm의 Planned",
-    ),
-)
-MEAN_HOLD = _mean(
-    "hold_s",
-    "held",
-    "mean_hold",
-    ("Mean time to eligible", "자격까지 평균"),
-    (
-        "Before it could be started at all (approval, dependency, hold): Σ (eligible − submit) / jobs begun",
-        "시작할 자격을 얻기까지(승인, 의존, 보류): Σ (자격 − 제출) / 시작한 작업 수",
-    ),
-)
-
-
-def _wait(name: str, share: float, title: str, title_ko: str) -> Measure:
-    return Measure(
-        name,
-        "s",
-        title,
-        title_ko,
-        f"Eligible to start (contention): {title.lower()}, nearest rank, "
-        f"from log buckets per day: at most {ERROR:.1%} off",
-        f"자격에서 시작까지(자원 경합)의 {title_ko}. 일별 로그 구간에서 계산, 오차 {ERROR:.1%} 이내",
-        _quantile("wait", share),
-        histograms=("wait",),
-        quantile=share,
-    )
-
-
-WAIT_MEDIAN = _wait("wait_median", 0.5, "Median wait", "중앙값")
-WAIT_P90 = _wait("wait_p90", 0.9, "90th percentile of waits", "90 백분위")
-WAIT_P95 = _wait("wait_p95", 0.95, "95th percentile of waits", "95 백분위")
 
 CPU_EFFICIENCY = Measure(
     "cpu_efficiency",
@@ -289,13 +233,8 @@ REPORTS: Final = {
     for report in (
         Report("usage", "Usage", "사용량", ("tenant",), _USAGE),
         Report("top", "Top consumers", "최다 사용자", ("user",), _USAGE),
-        Report(
-            "waits",
-            "Waits",
-            "대기 시간",
-            ("partition",),
-            (WAIT_MEDIAN, WAIT_P90, WAIT_P95, MEAN_WAIT, MEAN_HOLD, WAITED),
-        ),
+        WAITS,
+        SLOWDOWN,
         Report("sizes", "Job sizes", "작업 크기", ("size",), (CORE_HOURS, CORE_SHARE, GPU_HOURS, JOBS)),
         Report(
             "outcomes",

@@ -7,8 +7,9 @@ fast, and their order is that of the labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import reduce
 from typing import Any, Final
 
 import pyarrow as pa
@@ -24,13 +25,13 @@ _BUCKET: Final = "bucket"
 @dataclass(frozen=True, slots=True)
 class Grouped:
     """Sums by key, in the order of the keys. `labels`: each dimension's, sorted; `columns`: sums by name, one
-    per key; `counts`: of a histogram, jobs by (key, bucket), or None.
+    per key; `counts`: of each histogram, jobs by (key, bucket).
     """
 
     labels: tuple[Sequence[Label], ...]
     keys: pa.Array
     columns: Mapping[str, pa.Array]
-    counts: pa.Table | None
+    counts: Mapping[str, pa.Table]
 
     def labels_of(self, key: int) -> tuple[Label, ...]:
         """What a key was made of."""
@@ -40,21 +41,21 @@ class Grouped:
             found.append(labels[place])
         return tuple(reversed(found))
 
-    def histograms(self, keys: Sequence[int]) -> dict[int, dict[str, int]]:
-        """The histograms of these keys."""
-        found: dict[int, dict[str, int]] = {key: {} for key in keys}
-        if self.counts is not None and keys:
-            wanted = self.counts.filter(pc.is_in(self.counts[_KEY], pa.array(keys, pa.int64())))
-            columns = (wanted[name].to_pylist() for name in (_KEY, _BUCKET, "jobs"))
+    def histograms(self, keys: Sequence[int]) -> dict[int, dict[str, dict[str, int]]]:
+        """The histograms of these keys, by name."""
+        found: dict[int, dict[str, dict[str, int]]] = {key: {} for key in keys}
+        for name, counts in self.counts.items():
+            wanted = counts.filter(pc.is_in(counts[_KEY], pa.array(keys, pa.int64())))
+            columns = (wanted[column].to_pylist() for column in (_KEY, _BUCKET, "jobs"))
             for key, bucket, jobs in zip(*columns, strict=True):
-                found[key][str(bucket)] = jobs
+                found[key].setdefault(name, {})[str(bucket)] = jobs
         return found
 
-    def quantiles(self, share: float) -> Any:
+    def quantiles(self, name: str, share: float) -> Any:
         """The bucket of each key's nearest-rank quantile (`histograms.quantile`); null where it has none."""
-        if self.counts is None:
+        rows = self.counts.get(name)
+        if rows is None:
             return pa.nulls(len(self.keys), pa.int64())
-        rows = self.counts
         keys = rows.group_by(_KEY, use_threads=False).aggregate([("jobs", "sum")])
         whole, at = keys["jobs_sum"], pc.index_in(rows[_KEY], keys[_KEY])
         before = pc.subtract(pc.cumulative_sum(whole), whole)
@@ -70,12 +71,21 @@ class Grouped:
         """The sums of all keys."""
         return {name: pc.sum(column).as_py() or 0 for name, column in self.columns.items()}
 
-    def histogram(self) -> dict[str, int]:
-        """The histogram of all keys."""
-        if self.counts is None:
-            return {}
-        by_bucket = self.counts.group_by(_BUCKET).aggregate([("jobs", "sum")]).to_pylist()
-        return {str(row[_BUCKET]): row["jobs_sum"] for row in by_bucket}
+    def whole(self) -> dict[str, dict[str, int]]:
+        """The histograms of all keys together, by name."""
+        found = {}
+        for name, counts in self.counts.items():
+            by_bucket = counts.group_by(_BUCKET).aggregate([("jobs", "sum")]).to_pylist()
+            found[name] = {str(row[_BUCKET]): row["jobs_sum"] for row in by_bucket}
+        return found
+
+    def filled(self) -> Grouped:
+        """Without the keys whose sums are all 0."""
+        if not self.columns:
+            return self
+        some = reduce(pc.or_, (pc.not_equal(column, 0) for column in self.columns.values()))
+        columns = {name: column.filter(some) for name, column in self.columns.items()}
+        return replace(self, keys=self.keys.filter(some), columns=columns)
 
 
 def labelled(
@@ -99,25 +109,28 @@ def labelled(
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks() if tables else None
 
 
-def group(table: pa.Table, by: Sequence[str], sums: Sequence[str], counts: pa.Table | None = None) -> Grouped:
-    """Add up `sums` by the columns of `by`. `counts` (with the same columns, `bucket` and `jobs`): what a
-    histogram is made of; its keys are among the table's.
+def group(
+    table: pa.Table, by: Sequence[str], sums: Sequence[str], counts: Mapping[str, pa.Table] | None = None
+) -> Grouped:
+    """Add up `sums` by the columns of `by`. `counts` (each with the same columns, `bucket` and `jobs`): what
+    histograms are made of; their keys are among the table's.
     """
-    labels, keys, of_counts = [], _zeros(table), None if counts is None else _zeros(counts)
+    counts = counts or {}
+    labels, keys, of_counts = [], _zeros(table), {name: _zeros(part) for name, part in counts.items()}
     for name in by:
         codes, values = coded(table[name])
         keys = _joined(keys, codes, len(values))
-        if counts is not None:
-            plain = _plain(counts[name])
+        for histogram, part in counts.items():
+            plain = _plain(part[name])
             places = pc.index_in(plain, pa.array(values, plain.type))
-            of_counts = _joined(of_counts, places, len(values))
+            of_counts[histogram] = _joined(of_counts[histogram], places, len(values))
         labels.append(values)
     made = _added_up(pa.table({_KEY: keys, **{name: table[name] for name in sums}}), [_KEY], sums)
-    histogram = None
-    if counts is not None:
-        parts = {_KEY: of_counts, _BUCKET: counts[_BUCKET], "jobs": counts["jobs"]}
-        histogram = _added_up(pa.table(parts), [_KEY, _BUCKET], ["jobs"])
-    return Grouped(tuple(labels), made[_KEY], {name: made[name] for name in sums}, histogram)
+    histograms = {}
+    for name, part in counts.items():
+        parts = {_KEY: of_counts[name], _BUCKET: part[_BUCKET], "jobs": part["jobs"]}
+        histograms[name] = _added_up(pa.table(parts), [_KEY, _BUCKET], ["jobs"])
+    return Grouped(tuple(labels), made[_KEY], {name: made[name] for name in sums}, histograms)
 
 
 def _added_up(table: pa.Table, by: list[str], sums: Sequence[str]) -> pa.Table:

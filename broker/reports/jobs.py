@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, false, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
+from broker.accounting import wait_classes
+from broker.accounting.buckets import slowdown, waits
 from broker.accounting.looks import UNTYPED
 from broker.accounting.tables import AccountingJobRow as Job
 from broker.advice.jobs import SAMPLE_S, options_for
@@ -25,7 +27,6 @@ _COLUMNS: Final[Mapping[str, Any]] = {
     "user": Job.user,
     "partition": Job.partition,
     "qos": Job.qos,
-    "gpu_type": Job.gpu_type,
     "gpu_count": Job.gpu_count,
     "outcome": Job.state,
 }
@@ -100,7 +101,7 @@ def _elapsed_s(row: Job) -> int:
 
 def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
     """A job as it is shown; what was not measured is null."""
-    elapsed_s = _elapsed_s(row)
+    elapsed_s, waited = _elapsed_s(row), waits(row.submit_at, row.eligible_at, row.start_at)
     return JobFacts(
         cluster=row.cluster,
         job_id=str(row.job_id) if row.array_id is None else f"{row.array_id}_{row.array_task}",
@@ -114,14 +115,16 @@ def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
         submitted_at=_moment(row.submit_at),
         started_at=None if row.start_at is None else _moment(row.start_at),
         ended_at=None if row.end_at is None else _moment(row.end_at),
-        wait_s=None
-        if row.start_at is None or row.eligible_at is None
-        else max(0, row.start_at - row.eligible_at),
+        wait_s=waited and waited.wait_s,
+        hold_s=waited and waited.hold_s,
+        slowdown=_slowdown(row, waited and waited.wait_s),
+        slowdown_from_submit=_slowdown(row, waited and sum(waited)),
         elapsed_s=elapsed_s,
         cpus=row.cpus,
         nodes=row.nodes,
         gpus=row.gpu_count,
         gpu_type=row.gpu_type,
+        gpu_types=row.gpu_types,
         memory_mib=row.mem_mib,
         core_hours=round(row.cpus * elapsed_s / HOUR, 4),
         gpu_hours=round(row.gpu_count * elapsed_s / HOUR, 4),
@@ -136,12 +139,44 @@ def job_facts(row: Job, sample_s: int = SAMPLE_S) -> JobFacts:
     )
 
 
+def has_type(value: str) -> ColumnElement[bool]:
+    """Jobs that have GPUs of a type, among others or alone."""
+    named = literal(",").concat(Job.gpu_types)
+    return or_(Job.gpu_type == value, func.replace(named, f",{value}=", "") != named)
+
+
+def _waited(value: str) -> ColumnElement[bool]:
+    """Jobs of a class of waits (`wait_classes`), by the wait that their sums have (`buckets.waits`)."""
+    if value not in wait_classes.NAMES:
+        return false()
+    bounds = wait_classes.bounds_of(value)
+    if bounds is None:
+        return Job.start_at.is_(None)
+    least, below = bounds
+    ready = case(
+        (Job.eligible_at.is_(None), Job.submit_at),
+        (Job.eligible_at > Job.start_at, Job.start_at),
+        else_=Job.eligible_at,
+    )
+    waited = Job.start_at - ready
+    known = [waited >= least] if least else [Job.start_at.is_not(None)]  # none waits less than not at all
+    return and_(*known, *([waited < below] if below is not None else []))
+
+
 def _filter(name: str, value: str) -> ColumnElement[bool]:
+    if name == "gpu_type":
+        return has_type(value)
+    if name == "wait":
+        return _waited(value)
     if name != "size":
         return same(_COLUMNS[name], value)
     if not (value.isascii() and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_SIZE):
         return false()
     return and_(Job.cpus >= 2 ** int(value), Job.cpus < 2 ** (int(value) + 1))
+
+
+def _slowdown(row: Job, wait_s: int | None) -> float | None:
+    return None if wait_s is None or row.end_at is None else round(slowdown(wait_s, row.elapsed_s), 4)
 
 
 def _share(above: float | None, below: float | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
+from broker.accounting import wait_classes
 from broker.api.pagination import Page, PageParams
 from broker.api.security import Ctx, requires
 from broker.db import utcnow
@@ -59,6 +60,9 @@ async def wanted_report(
     gpu_type: _Filter = None,
     gpu_count: _Filter = None,
     size: Annotated[str | None, Query(max_length=2, description="CPUs per job as a power of two")] = None,
+    wait: Annotated[
+        str | None, Query(max_length=16, description=f"Eligible to start: {', '.join(wait_classes.NAMES)}")
+    ] = None,
     outcome: Annotated[str | None, Query(max_length=32, description="Slurm's state")] = None,
     node: _Filter = None,
     began: Annotated[str | None, Query(max_length=32, description="When a node's event began (UTC)")] = None,
@@ -79,6 +83,7 @@ async def wanted_report(
         "gpu_type": gpu_type,
         "gpu_count": gpu_count,
         "size": size,
+        "wait": _wait_named(wait),
         "outcome": outcome_named(outcome),
         "node": node,
         "began": began,
@@ -108,6 +113,14 @@ def outcome_named(given: str | None) -> str | None:
         ends = ", ".join(state for state in SlurmState if state.finished)
         _refuse("?outcome", "unknown_outcome", f"Slurm has no state {given!r}; jobs end as: {ends}")
     return state
+
+
+def _wait_named(given: str | None) -> str | None:
+    """The class of waits that a filter names; raises `InvalidRequest` for what is none."""
+    if given is not None and given not in wait_classes.NAMES:
+        detail = f"There is no class of waits {given!r}; there are: {', '.join(wait_classes.NAMES)}"
+        _refuse("?wait", "unknown_wait", detail)
+    return given
 
 
 def _no_period(first: date, after: date) -> str:

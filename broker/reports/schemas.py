@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 
 from pydantic import BaseModel, Field
@@ -23,6 +23,14 @@ class MeasureView(BaseModel):
     definition_ko: str
 
 
+class DimensionValue(BaseModel):
+    """A value of a dimension that has few, in their order."""
+
+    value: str
+    title: str
+    title_ko: str
+
+
 class ReportDescription(BaseModel):
     """A report there is."""
 
@@ -30,6 +38,9 @@ class ReportDescription(BaseModel):
     title: str
     title_ko: str
     dimensions: Sequence[str] = Field(description="What `by` takes")
+    values: Mapping[str, Sequence[DimensionValue]] = Field(
+        description="What the values of a dimension mean, where there are few: `wait`"
+    )
     default_by: Sequence[str]
     now: bool = Field(description="It tells how things stand; the period changes nothing")
     jobs: bool = Field(description="Its lines lead down to jobs")
@@ -91,12 +102,25 @@ class JobFacts(BaseModel):
     submitted_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
-    wait_s: int | None = Field(description="Eligible to start")
+    wait_s: int | None = Field(description="Eligible to start (contention); null: it has not begun")
+    hold_s: int | None = Field(description="Submit to eligible (approval, dependency, hold)")
+    slowdown: float | None = Field(
+        description="Bounded slowdown, max(1, (wait + elapsed) / max(elapsed, 10 s)), of the wait since "
+        "eligible; null until it has ended"
+    )
+    slowdown_from_submit: float | None = Field(description="The same of the wait since submission")
     elapsed_s: int
     cpus: int
     nodes: int
     gpus: int
-    gpu_type: str
+    gpu_type: str = Field(
+        description="Of several types that of most of them; `mixed`: nobody tells how many of each; "
+        "empty: without GPUs, or unknown"
+    )
+    gpu_types: str = Field(
+        description="How many GPUs of each type, where there are several: `a100=1,v100=2`; "
+        "a part without a name: nobody tells their type"
+    )
     memory_mib: int
     core_hours: float
     gpu_hours: float

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from typing import Final
 from urllib.parse import urlencode
 
 from sqlalchemy.orm import Session
 
 from broker.accounting.histograms import ERROR
+from broker.accounting.wait_classes import WAIT_CLASSES
 from broker.reports import sources
 from broker.reports.measures import Report, Sums, Value
-from broker.reports.schemas import Coverage, Line, MeasureView, ReportDescription, ReportView
+from broker.reports.schemas import (
+    Coverage,
+    DimensionValue,
+    Line,
+    MeasureView,
+    ReportDescription,
+    ReportView,
+)
 from broker.reports.wanted import PERIODS, Group, Scope, Wanted, dimensions, period_bounds, whole
 
 ROOT = "/api/v1/reports"
 _DIGITS = 6
+_VALUES: Final = {
+    "wait": [DimensionValue(value=one.name, title=one.title, title_ko=one.title_ko) for one in WAIT_CLASSES]
+}
 
 
 def describe(report: Report) -> ReportDescription:
@@ -25,6 +37,7 @@ def describe(report: Report) -> ReportDescription:
         title=report.title,
         title_ko=report.title_ko,
         dimensions=dimensions(report),
+        values={name: values for name, values in _VALUES.items() if name in dimensions(report)},
         default_by=report.by,
         now=report.now,
         jobs=report.jobs,

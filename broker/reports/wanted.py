@@ -18,7 +18,9 @@ from broker.identity import Principal, Role
 from broker.reports.measures import Measure, Report, Sums, Value
 from broker.settings import QuotaSettings
 
-COLUMNS: Final = ("cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_count", "size", "outcome")
+COLUMNS: Final = (
+    *("cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_count", "size", "wait", "outcome"),
+)
 """Dimensions that are columns of the sums; each is a filter too."""
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 DIMENSIONS: Final = (*COLUMNS, *PERIODS)

@@ -19,6 +19,7 @@ from typing import Any
 from typing_extensions import override
 
 from broker.hosts import Completed
+from broker.slurm import gpu_types
 from broker.slurm.command import Command, complaint
 from broker.slurm.gpu_use import GpuSource, by_accounting, entry
 from broker.slurm.queue import ALL_STATES
@@ -86,6 +87,7 @@ class JobRecord:
     node_list: str
     gpu_count: int
     gpu_type: str
+    gpu_types: str
     mem_mib: int
     billing: int
     total_cpu_s: int | None
@@ -221,7 +223,7 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
     waits = state.pending and end is None  # an attempt that was requeued is REQUEUED and has ended
     # of a job that waits, the start is an estimate; of one cancelled before it began, its end
     never_ran = not elapsed and row["NodeList"] in {"", "None assigned"}
-    types = [name for name, count in tres.gpu_types.items() if count and name]
+    gpu_type, types = gpu_types.named(tres.gpu_types, tres.gpus) if tres.gpus else ("", "")
     raw: dict[str, Any] = {name: value for name, value in row.items() if value}
     used = [_used(step) for step in steps]
     gpu_util, gpu_util_by = by_accounting(row["AdminComment"], steps, tres.gpus)
@@ -252,7 +254,8 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
         nodes=nodes,
         node_list=row["NodeList"],
         gpu_count=tres.gpus,
-        gpu_type=types[0] if len(types) == 1 else "mixed" if types else "",
+        gpu_type=gpu_type,
+        gpu_types=types,
         mem_mib=tres.memory_mib,
         billing=tres.billing if "billing=" in row["AllocTRES"] else _asked_billing(row, tres.cpus),
         total_cpu_s=_cpu_used(row, steps) if end is not None else None,

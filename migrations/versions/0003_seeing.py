@@ -279,6 +279,8 @@ def upgrade() -> None:
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("next_try_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
         sa.Column("trouble", sa.String(), nullable=True),
+        sa.Column("asked_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("by_hand", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("name", "period", "version", name=op.f("pk_report_exports")),
     )
     with op.batch_alter_table("report_exports", schema=None) as batch_op:

@@ -36,6 +36,7 @@ from broker.reports.jobs import job_facts
 from broker.runs.measured import JobUsageRow
 from broker.runs.tables import JobRow
 from broker.settings import AccountingSettings
+from broker.slurm.tres import Tres
 from tests.accounting_support import DAY, NOON, Slurmdbd, job, step
 from tests.api_support import Api, context
 from tests.postgres import fresh_database
@@ -325,12 +326,43 @@ def test_a_pending_request_for_several_partitions_counts_once(house: Warehouse) 
 
 
 def test_gpu_types_come_from_the_nodes_where_the_job_names_none(house: Warehouse) -> None:
-    total = SimpleNamespace(gpu_types={"a100": 4})
-    house.slurm.inventory = [SimpleNamespace(name=f"a100-{n}", total=total) for n in (1, 2)]
-    house.slurm.add(job(7, submit=NOON - 9000, AllocTRES="cpu=4,gres/gpu=2", NodeList="a100-[1-2]"))
-    house.slurm.add(job(8, submit=NOON - 9000, AllocTRES="cpu=4,gres/gpu=2", NodeList="elsewhere"))
+    house.slurm.inventory = [
+        SimpleNamespace(name=f"{kind}-{n}", total=Tres(gpus=count, gpu_types={kind: count}))
+        for kind, count in (("a100", 4), ("v100", 2))
+        for n in (1, 2)
+    ]
+    for number, gpus, nodes in (
+        (7, "gres/gpu=2", "a100-[1-2]"),
+        (8, "gres/gpu=2", "elsewhere"),
+        (9, "gres/gpu=6", "a100-[1-2],v100-1"),
+        (10, "gres/gpu=5", "a100-1,v100-1"),
+        (11, "gres/gpu=5,gres/gpu:a100=4", "a100-1,v100-1"),
+    ):
+        tres = f"cpu=4,{gpus}"
+        house.slurm.add(job(number, submit=NOON - 9000, AllocTRES=tres, NodeList=nodes))
     house.tick()
-    assert [row.gpu_type for row in house.rows().values()] == ["a100", ""]
+    found = {number: (row.gpu_type, row.gpu_types) for number, row in house.rows().items()}
+    assert found == {
+        7: ("a100", ""),
+        8: ("", ""),
+        9: ("a100", "a100=4,v100=2"),  # two on each, as `--gres=gpu:2` gives
+        10: ("mixed", ""),
+        11: ("a100", "a100=4,v100=1"),
+    }
+    with house.ctx.db.read() as session:
+        sums = session.execute(
+            select(
+                AccountingDayRow.gpu_type, func.sum(AccountingDayRow.gpu_s), func.sum(AccountingDayRow.ended)
+            )
+            .group_by(AccountingDayRow.gpu_type)
+            .order_by(AccountingDayRow.gpu_type)
+        ).all()
+    assert [tuple(row) for row in sums] == [
+        ("", 2 * 3600, 1),
+        ("a100", (2 + 4 + 4) * 3600, 3),
+        ("mixed", 5 * 3600, 1),
+        ("v100", (2 + 1) * 3600, 0),
+    ]
 
 
 def own_job(house: Warehouse, slurm_id: int) -> tuple[str, str]:

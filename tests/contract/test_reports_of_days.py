@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from broker.accounting.tables import (
     AccountingPackedRow,
     AccountingWaitRow,
 )
+from broker.accounting.wait_classes import NAMES, wait_class
 from broker.context import Context
 from broker.reports import days
 from broker.reports import wanted as reports
@@ -38,11 +40,31 @@ NUMBER = itertools.count()
 FIRST = at("2025-12-28T00:00")
 SINCE, UNTIL = date(2025, 12, 30), date(2026, 1, 12)
 OF_DAYS = [report for report in REPORTS.values() if report.source == "days"]
-WAITS = {"start": ("waited", "wait_s"), "eligible": ("held", "hold_s")}
+
+GPUS = st.sampled_from(
+    [
+        {"gpu_count": 0},
+        {"gpu_count": 0},
+        {"gpu_count": 1, "gpu_type": "a100"},
+        {"gpu_count": 16, "gpu_type": "v100", "gpu_types": "a100=5,h100=3,v100=8"},
+        {"gpu_count": 3, "gpu_type": "", "gpu_types": "=2,v100=1"},
+        {"gpu_count": 2, "gpu_type": "mixed"},
+    ]
+)
+
+
+def drawn(
+    number: int, submit: int, wait_s: int, run_s: int, gpus: dict[str, Any], began: bool, **more: Any
+) -> dict[str, Any]:
+    """A job; one that never began was cancelled while it waited."""
+    one = job(number, FIRST + submit, wait_s, run_s, **gpus, **more)
+    never = {"state": "CANCELLED", "start_at": None, "end_at": one["start_at"], "elapsed_s": 0}
+    return one if began else one | never | {"counted_to": None, "node_list": "None assigned"}
+
 
 JOBS = st.lists(
     st.builds(
-        lambda number, submit, wait_s, run_s, **more: job(number, FIRST + submit, wait_s, run_s, **more),
+        drawn,
         st.integers(1, 1 << 40),
         st.integers(0, 20 * 86_400),
         st.integers(0, 200_000),
@@ -51,7 +73,8 @@ JOBS = st.lists(
         user=st.sampled_from(["ann", "bob", "우진"]),
         partition=st.sampled_from(["gpu", "cpu"]),
         qos=st.sampled_from(["normal", ""]),
-        gpu_count=st.sampled_from([0, 0, 1, 16]),
+        gpus=GPUS,
+        began=st.sampled_from([True, True, True, False]),
         cpus=st.sampled_from([1, 4, 130]),
         state=st.sampled_from(["COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"]),
         mem_in_tot_mib=st.none() | st.integers(1, 8192),
@@ -78,7 +101,7 @@ def asked(draw: st.DrawFn) -> tuple[Wanted, Scope]:
     known = dimensions(report)
     by = tuple(draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True)))
     value = {"tenant": "team-a", "user": "bob", "gpu_count": "16", "outcome": "FAILED", "cluster": "main"}
-    value |= {"size": "7", "partition": "nowhere"}
+    value |= {"size": "7", "partition": "nowhere", "gpu_type": "v100", "wait": "1-6h"}
     names = draw(st.lists(st.sampled_from(sorted(value.keys() & set(known))), max_size=2, unique=True))
     scope = draw(st.sampled_from([Scope(), Scope("team-b"), Scope("team-a", "ann")]))
     return Wanted(report, SINCE, UNTIL, by, {name: value[name] for name in names}), scope
@@ -99,7 +122,7 @@ def test_any_report_has_the_sums_of_its_jobs(
     for key in expected:
         for name in numbers:
             assert found[key][name] == expected[key].get(name, 0), (key, name)
-    assert all(not any(found[key].numbers.values()) for key in found.keys() - expected.keys())
+    assert found.keys() == expected.keys(), "a line with nothing in it is none"
     whole = reports.whole(made)
     assert {name: whole[name] for name in numbers} == {
         name: sum(sums.get(name, 0) for sums in expected.values()) for name in numbers
@@ -115,16 +138,68 @@ def test_a_quantile_of_packed_days_is_off_by_the_stated_error_at_most(
     wanted = Wanted(REPORTS["waits"], date(2025, 1, 1), date(2027, 1, 1), ("partition", "tenant"))
     with ctx.db.read() as session:
         made = days.groups(session, wanted, Scope())
-    assert len(made) == len({(one["partition"], one["tenant"]) for one in jobs})
+    began = [one for one in jobs if one["start_at"] is not None]
+    assert len(made) == len({(one["partition"], one["tenant"]) for one in began})
     for group in made:
-        waits = sorted(
-            one["start_at"] - one["eligible_at"]
-            for one in jobs
-            if (one["partition"], one["tenant"]) == tuple(group.key.values())
-        )
-        exact = waits[max(1, math.ceil(share * len(waits))) - 1]
+        mine = [one for one in began if (one["partition"], one["tenant"]) == tuple(group.key.values())]
+        exact = nearest_rank([one["start_at"] - one["eligible_at"] for one in mine], share)
         told = quantile(group.sums.histograms["wait"], share)
         assert told is not None and abs(told - exact) <= ERROR * exact + 1e-6
+
+
+def nearest_rank(values: list[float], share: float) -> float:
+    return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(JOBS, st.sampled_from(["all", "some", "none"]), st.sampled_from([0.5, 0.9, 0.95]))
+def test_slowdowns_are_off_by_the_stated_error_at_most_and_their_mean_by_a_thousandth(
+    ctx: Context, jobs: list[dict[str, Any]], packing: str, share: float
+) -> None:
+    stored(ctx, jobs, packing)
+    report = REPORTS["slowdown"]
+    names = {0.5: "slowdown_median", 0.9: "slowdown_p90", 0.95: "slowdown_p95"}
+    figures = {one.name: one for one in report.measures}
+    with ctx.db.read() as session:
+        made = days.groups(session, Wanted(report, date(2025, 1, 1), date(2027, 1, 1), ("tenant",)), Scope())
+    for group in made:
+        mine = [one for one in jobs if (one["tenant"],) == tuple(group.key.values()) and one["start_at"]]
+        slow = [
+            max(1, (one["start_at"] - one["eligible_at"] + one["elapsed_s"]) / max(one["elapsed_s"], 10))
+            for one in mine
+        ]
+        told = figures[names[share]].compute(group.sums, group.sums)
+        assert isinstance(told, float) and told == pytest.approx(nearest_rank(slow, share), rel=ERROR + 1e-9)
+        mean = figures["mean_slowdown"].compute(group.sums, group.sums)
+        assert mean == pytest.approx(sum(slow) / len(slow), abs=0.001)
+        assert figures["mean_slowdown"].coverage(group.sums) == (len(mine), len(mine))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(JOBS, st.sampled_from([(), ("tenant",), ("tenant", "month")]))
+def test_hours_by_gpu_type_are_of_that_type_and_add_up_to_those_without_it(
+    ctx: Context, jobs: list[dict[str, Any]], by: tuple[str, ...]
+) -> None:
+    stored(ctx, jobs, "all")
+    whole = Wanted(REPORTS["usage"], date(2025, 1, 1), date(2027, 1, 1), by)
+    with ctx.db.read() as session:
+        of_types = list(days.groups(session, replace(whole, by=(*by, "gpu_type")), Scope()))
+        together = {tuple(one.key.values()): one.sums for one in days.groups(session, whole, Scope())}
+    numbers = {name for measure in whole.report.measures for name in measure.numbers}
+    for key, sums in together.items():
+        parts = [one.sums for one in of_types if tuple(one.key.values())[:-1] == key]
+        assert {name: sum(part[name] for part in parts) for name in numbers} == {
+            name: sums[name] for name in numbers
+        }
+    expected: dict[str, int] = defaultdict(int)
+    for one in jobs:
+        typed = dict(part.split("=") for part in one["gpu_types"].split(",") if part)
+        for kind, count in typed.items() or [(one["gpu_type"], one["gpu_count"])]:
+            expected[kind] += one["elapsed_s"] * int(count)
+    found: dict[str, float] = defaultdict(float)
+    for group in of_types:
+        found[group.key["gpu_type"]] += group.sums["gpu_s"]
+    assert {kind: n for kind, n in found.items() if n} == {kind: n for kind, n in expected.items() if n}
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,24 +255,22 @@ def one_by_one(
 ) -> dict[tuple[str, ...], dict[str, int]]:
     """The sums by key, added up in plain Python from what each job is on each day."""
     total: dict[tuple[str, ...], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    waits = "outcome" not in {*wanted.by, *wanted.filters}
     for one in jobs:
         if scope.tenant not in (None, one["tenant"]) or scope.user not in (None, one["user"]):
             continue
+        waited = None if one["start_at"] is None else one["start_at"] - one["eligible_at"]
         facts = one | {"outcome": one["state"], "size": one["cpus"].bit_length() - 1}
-        if any(str(facts[name]) != value for name, value in wanted.filters.items()):
-            continue
+        facts |= {"wait": NAMES[wait_class(waited)]}
         sums = Sums()
         sums.add(one)
-        for (day, *_), values in sums.days.items():
+        for (day, who, _), values in sums.days.items():
+            facts["gpu_type"] = who.gpu_type
+            if any(str(facts[name]) != value for name, value in wanted.filters.items()):
+                continue
             if wanted.since <= day < wanted.until and any(values.values()):
                 key = key_of(facts, day, wanted)
                 for name, value in partial(facts, values).items():
                     total[key][name] += value
-        for (day, _, kind, _), (count, seconds) in sums.waits.items():
-            if waits and wanted.since <= day < wanted.until:
-                for name, value in zip(WAITS[kind], (count, seconds), strict=True):
-                    total[key_of(facts, day, wanted)][name] += value
     numbers = {name for measure in wanted.report.measures for name in measure.numbers}
     return {key: dict(sums) for key, sums in total.items() if any(sums.get(name) for name in numbers)}
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import date
+from pathlib import Path
 from typing import Any
 
-from broker.accounting.buckets import DAY_S, Sums, size_class, spread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.accounting.buckets import DAY_S, Sums, size_class, slowdown, spread
+from broker.accounting.histograms import bucket
+from broker.accounting.wait_classes import NAMES, NOT_STARTED, WAIT_CLASSES, bounds_of, wait_class
 from broker.accounting.windows import Cursor, adapted, after, interrupted, started, too_wide
 from broker.errors import SlurmRefused
 from broker.settings import AccountingSettings
+from broker.slurm import gpu_types
+from broker.slurm.tres import Tres
 from tests.accounting_support import NOON, Row, answer, job, step
 
 SETTINGS = AccountingSettings()
@@ -65,7 +75,12 @@ def test_a_job_that_waits_has_no_use_and_no_wait_yet() -> None:
 def test_waits_before_and_after_being_eligible_are_told_apart() -> None:
     sums = Sums()
     sums.add(counted(job(7, wait=700, Eligible=NOON + 600)))
-    assert {key[2]: value for key, value in sums.waits.items()} == {"eligible": [1, 600], "start": [1, 100]}
+    ((key, values),) = sums.days.items()
+    assert (values["hold_s"], values["wait_s"], NAMES[key[1].wait]) == (600, 100, "1-10m")
+    assert {key[2:]: jobs for key, jobs in sums.waits.items()} == {
+        ("wait", bucket(100)): 1,
+        ("slowdown", bucket(3700 / 3600)): 1,
+    }
 
 
 def test_partial_cpu_time_and_missing_memory_stay_out_of_efficiency() -> None:
@@ -133,3 +148,114 @@ def test_a_window_that_slurmdbd_refuses_is_halved() -> None:
     assert narrower.window_s == 3600
     assert too_wide(Cursor(0, 0, window_s=60), refusal) is None
     assert too_wide(Cursor(0, 0, window_s=7200), SlurmRefused("something else")) is None
+
+
+def test_a_slowdown_is_1_at_least_and_short_jobs_count_as_ten_seconds() -> None:
+    assert [slowdown(*one) for one in ((0, 3600), (3600, 3600), (90, 1), (5, 0), (1000, 0))] == [
+        1.0,
+        2.0,
+        9.1,
+        1.0,
+        100.0,
+    ]
+
+
+def test_a_slowdown_is_known_when_the_job_has_ended_and_counts_on_the_day_it_began() -> None:
+    sums = Sums()
+    row = job(7, submit=MIDNIGHT - 1000, wait=900, run=300, Eligible=MIDNIGHT - 400)
+    sums.add(counted(row | {"End": "Unknown", "State": "RUNNING"}))
+    assert [key[2] for key in sums.waits] == ["wait"]
+    sums = Sums()
+    sums.add(counted(row))
+    first = next(values for key, values in sums.days.items() if key[0] == FIRST)
+    assert (first["slowdown_jobs"], first["slowdowns"], first["submit_slowdowns"]) == (1, 2000, 4000)
+    assert {key[2:]: key[0] for key in sums.waits}["slowdown", bucket(2)] == FIRST
+
+
+def test_a_job_with_gpus_of_several_types_is_one_and_each_gpu_counts_as_what_it_is() -> None:
+    sums = Sums()
+    tres = "cpu=4,gres/gpu=3,gres/gpu:a100=1,gres/gpu:v100=2"
+    sums.add(counted(job(7, submit=MIDNIGHT - 1000, wait=0, run=4000, AllocTRES=tres), gpu_util=50.0))
+    seen = {(key[0], key[1].gpu_type, key[1].gpu_count): values for key, values in sums.days.items()}
+    names = ("started", "ended", "core_s", "gpu_s", "gpu_jobs", "gpu_used_s", "gpu_alloc_s")
+    assert {key: tuple(values[name] for name in names) for key, values in seen.items()} == {
+        (FIRST, "v100", 3): (1, 0, 4000, 2000, 0, 0, 0),
+        (FIRST, "a100", 3): (0, 0, 0, 1000, 0, 0, 0),
+        (SECOND, "v100", 3): (0, 1, 12_000, 6000, 1, 4000, 8000),
+        (SECOND, "a100", 3): (0, 0, 0, 3000, 0, 2000, 4000),
+    }
+
+
+GPUS = st.dictionaries(st.sampled_from(["a100", "v100", "h100", ""]), st.integers(1, 9), max_size=4)
+
+
+@given(GPUS, st.integers(1, 200_000), st.none() | st.floats(0, 100))
+def test_sums_over_gpu_types_are_those_of_the_whole_job(
+    types: dict[str, int], run: int, util: float | None
+) -> None:
+    count = sum(types.values())
+    kind, text = gpu_types.named({name: n for name, n in types.items() if name}, count)
+    facts = counted(job(7, submit=MIDNIGHT - 1000, wait=70, run=run))
+    split, plain = Sums(), Sums()
+    split.add(facts | {"gpu_count": count, "gpu_type": kind, "gpu_types": text, "gpu_util": util})
+    plain.add(facts | {"gpu_count": count, "gpu_type": kind, "gpu_types": "", "gpu_util": util})
+    for day in {key[0] for key in plain.days}:
+        parts = [values for key, values in split.days.items() if key[0] == day]
+        (whole,) = (values for key, values in plain.days.items() if key[0] == day)
+        assert {name: sum(part[name] for part in parts) for name in whole} == whole
+    assert split.waits == plain.waits
+    found: dict[str, int] = {}
+    for key, values in split.days.items():
+        found[key[1].gpu_type] = found.get(key[1].gpu_type, 0) + values["gpu_s"]
+    assert {name: n for name, n in found.items() if n} == {name: n * run for name, n in types.items()}
+
+
+@given(st.none() | st.integers(0, 10**7))
+def test_every_wait_is_in_one_class_and_within_its_bounds(wait_s: int | None) -> None:
+    name = NAMES[wait_class(wait_s)]
+    within = [
+        one
+        for one in NAMES
+        if (bounds := bounds_of(one)) is not None
+        and wait_s is not None
+        and bounds[0] <= wait_s
+        and (bounds[1] is None or wait_s < bounds[1])
+    ]
+    assert within == ([] if wait_s is None else [name])
+    assert (wait_s is None) is (name == NAMES[NOT_STARTED])
+
+
+def test_classes_of_waits_are_documented_in_both_languages() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/accounting.md").read_text()
+    told = re.findall(r"^\| `([\w-]+)` \| ([^|(]+?)(?: \([^|]*)? \| ([^|]+) \|$", text, re.MULTILINE)
+    assert [one for one in told if one[0] in NAMES] == [
+        (one.name, one.title, one.title_ko) for one in WAIT_CLASSES
+    ]
+
+
+def node(**types: int) -> Tres:
+    return Tres(gpus=sum(types.values()), gpu_types=types)
+
+
+@pytest.mark.parametrize(
+    ("count", "typed", "nodes", "types"),
+    [
+        (2, {}, [node(a100=4), node(a100=4)], {"a100": 2}),
+        (2, {}, [node(a100=4), node()], {"a100": 2}),  # the second has none
+        (6, {}, [node(a100=4), node(v100=2)], {"a100": 4, "v100": 2}),  # all of both
+        (7, {}, [node(a100=4, t4=1), node(v100=2)], {"a100": 4, "t4": 1, "v100": 2}),
+        (2, {}, [node(a100=4), node(v100=2)], {"a100": 1, "v100": 1}),
+        (3, {}, [node(a100=4), node(v100=2)], None),
+        (8, {}, [node(a100=8), node(v100=2)], None),  # four on each does not fit
+        (2, {}, [node(a100=4, t4=4)], None),
+        (2, {}, [None], {}),
+        (2, {}, [node(a100=4), None], {}),
+        (3, {"a100": 1}, [node(a100=4), node(v100=2)], {"a100": 1, "v100": 2}),
+        (3, {"a100": 1}, [node(a100=4), node(v100=2, t4=1)], {"a100": 1}),
+        (2, {}, [Tres(gpus=4)], {}),
+    ],
+)
+def test_types_that_accounting_does_not_name_come_from_the_nodes(
+    count: int, typed: dict[str, int], nodes: list[Tres | None], types: dict[str, int] | None
+) -> None:
+    assert gpu_types.on_nodes(count, typed, nodes) == types

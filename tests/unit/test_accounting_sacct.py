@@ -114,20 +114,24 @@ def test_an_expression_of_elements_is_counted(expression: str, count: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("tres", "gpus", "kind"),
+    ("tres", "gpus", "kind", "kinds"),
     [
-        ("cpu=4,gres/gpu:a100=4,gres/gpu=4", 4, "a100"),
-        ("cpu=4,gres/gpu=4", 4, ""),
-        ("gres/gpu:nvidia_a100_1g.5gb=2,gres/gpu=2", 2, "nvidia_a100_1g.5gb"),
-        ("gres/gpu:a100=2,gres/gpu:v100=1,gres/gpu=3", 3, "mixed"),
-        ("gres:gpu:(null):4", 4, ""),
-        ("gres:gpu:a100:2(IDX:0,3),cpu=8", 2, "a100"),
-        ("cpu=4", 0, ""),
+        ("cpu=4,gres/gpu:a100=4,gres/gpu=4", 4, "a100", ""),
+        ("cpu=4,gres/gpu=4", 4, "", ""),
+        ("gres/gpu:nvidia_a100_1g.5gb=2,gres/gpu=2", 2, "nvidia_a100_1g.5gb", ""),
+        ("gres/gpu:a100=1,gres/gpu:v100=2,gres/gpu=3", 3, "v100", "a100=1,v100=2"),
+        ("gres/gpu:v100=1,gres/gpu:a100=1,gres/gpu=2", 2, "a100", "a100=1,v100=1"),
+        ("gres/gpu:a100=2,gres/gpu=3", 3, "a100", "=1,a100=2"),
+        ("gres/gpu:a100=2,gres/gpu:v100=2,gres/gpu=3", 3, "mixed", ""),
+        ("gres/gpu:a100=2,gres/gpu:v100=1", 3, "a100", "a100=2,v100=1"),
+        ("gres:gpu:(null):4", 4, "", ""),
+        ("gres:gpu:a100:2(IDX:0,3),cpu=8", 2, "a100", ""),
+        ("cpu=4", 0, "", ""),
     ],
 )
-def test_gpus_are_counted_once_however_they_are_written(tres: str, gpus: int, kind: str) -> None:
+def test_gpus_are_counted_once_however_they_are_written(tres: str, gpus: int, kind: str, kinds: str) -> None:
     record = one(job(7, AllocTRES=tres, ReqTRES="cpu=1,gres/gpu=64"))
-    assert (record.gpu_count, record.gpu_type) == (gpus, kind)
+    assert (record.gpu_count, record.gpu_type, record.gpu_types) == (gpus, kind, kinds)
 
 
 def test_a_bad_row_costs_one_row_and_a_name_forges_none() -> None:
