@@ -133,13 +133,11 @@ def _complete(operation: dict[str, Any], route: RouteContext, method: str) -> No
 
 
 def _statuses(operation: dict[str, Any], route: RouteContext, method: str) -> list[int]:
-    statuses = {500, 503}
+    statuses = {422, 500, 503}  # 422: an unknown parameter, at the least
     if declared_permission(route) != PUBLIC:
         statuses |= {401, 403}
     if "{" in (route.path_format or ""):
         statuses.add(404)
-    if operation.get("parameters") or operation.get("requestBody"):
-        statuses.add(422)
     if "requestBody" in operation:
         statuses.add(413)
     if method not in {"GET", "HEAD"}:

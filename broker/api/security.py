@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute, RouteContext
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from broker.api.parameters import refuse_undeclared
 from broker.context import Context
 from broker.errors import Denied, Problem, Unauthenticated
 from broker.identity import Permission, Principal
@@ -81,12 +82,15 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 
 
 def requires(permission: Permission) -> Callable[..., Awaitable[Principal]]:
-    """A dependency that gives the `Principal`, or ends the request with 401 or 403."""
+    """A dependency that gives the `Principal`, or ends the request with 401, 403, or 422 (parameters)."""
 
-    async def caller(authenticator: Auth, meter: Calls, credentials: Credentials) -> Principal:
+    async def caller(
+        request: Request, authenticator: Auth, meter: Calls, credentials: Credentials
+    ) -> Principal:
         account = await authenticated(authenticator, credentials)
         check(account, permission)
         await count(meter, account.principal, permission)
+        refuse_undeclared(request)
         return account.principal
 
     setattr(caller, _MARK, permission)
@@ -98,16 +102,18 @@ def requires_unless(
 ) -> Callable[..., Awaitable[None]]:
     """Like `requires`, but open to all when a setting says so; gives no principal."""
 
-    async def caller(ctx: Ctx, authenticator: Auth, credentials: Credentials) -> None:
+    async def caller(request: Request, ctx: Ctx, authenticator: Auth, credentials: Credentials) -> None:
         if not public(ctx):
             check(await authenticated(authenticator, credentials), permission)
+        refuse_undeclared(request)
 
     setattr(caller, _MARK, permission)
     return caller
 
 
-async def open_to_all() -> None:
+async def open_to_all(request: Request) -> None:
     """Marks a route that asks for no login."""
+    refuse_undeclared(request)
 
 
 setattr(open_to_all, _MARK, PUBLIC)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 import anyio
 from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.security import HTTPAuthorizationCredentials
 
+from broker.api.parameters import refuse_unknown
 from broker.api.security import authenticated, check, count
 from broker.errors import BrokerError
 from broker.identity import Permission, Principal
@@ -20,8 +21,8 @@ GREETING_S = 10.0
 UNAUTHENTICATED, DENIED, NOT_FOUND, INVALID, LIMITED, TRY_LATER = 4401, 4403, 4404, 4422, 4429, 1013
 """Close codes: HTTP's + 4000 (RFC 6455, 7.4.2: ours), or IANA's "try again later"."""
 _CLOSE = {401: UNAUTHENTICATED, 403: DENIED, 404: NOT_FOUND, 422: INVALID, 429: LIMITED}
-_REASON = 60
-"""Characters of a reason: it has at most 123 bytes of UTF-8 (RFC 6455, 5.5)."""
+_REASON = 123
+"""Bytes of UTF-8 that a reason has at most (RFC 6455, 5.5)."""
 
 Who = Callable[[], Awaitable[Principal]]
 """Who reads, asked anew at every look; raises when the token is not good any more."""
@@ -39,12 +40,15 @@ def reader(auth: Authenticator, credentials: HTTPAuthorizationCredentials) -> Wh
 
 
 async def serve_socket(
-    socket: WebSocket, messages: Callable[[Who, dict[str, Any]], AsyncIterator[str]]
+    socket: WebSocket,
+    messages: Callable[[Who, dict[str, Any]], AsyncIterator[str]],
+    knows: Collection[str],
 ) -> None:
     """Accept a socket and send what `messages(who, said)` yields; `said`: what the reader asked for.
 
     That is its query, or for a browser, which can't send `Authorization` with it, its first message: a
-    JSON object with a `token`. Closed with 1000 when the messages end.
+    JSON object with a `token`. Only what `knows` names may be asked for. Closed with 1000 when the messages
+    end.
     """
     await socket.accept()
     try:
@@ -52,13 +56,15 @@ async def serve_socket(
         who = reader(socket.app.state.authenticator, credentials)
         principal = await who()
         await count(socket.app.state.meter, principal, Permission.RUNS_READ)
+        refuse_unknown(said, knows)
         with socket.app.state.streams.hold(principal):
             await _pump(socket, messages(who, said))
         await socket.close()
     except (WebSocketDisconnect, _Gone):
         return
     except BrokerError as error:
-        await socket.close(_CLOSE.get(error.http_status, TRY_LATER), error.detail[:_REASON])
+        reason = error.detail.encode()[:_REASON].decode(errors="ignore")
+        await socket.close(_CLOSE.get(error.http_status, TRY_LATER), reason)
     except (ValueError, KeyError, RecursionError, TimeoutError):  # no text, no JSON, nothing at all
         await socket.close(UNAUTHENTICATED, 'Send {"token": "…"} first')
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Cookie, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from broker.api.parameters import any_parameters
 from broker.api.security import Auth, Ctx, open_to_all, requires
 from broker.context import Context
 from broker.errors import ConfigurationError, NotFound
@@ -127,6 +128,7 @@ def begin_sign_on(
 
 @router.get(
     "/callback",
+    dependencies=[Depends(any_parameters)],  # a provider may add what it likes (RFC 6749, 4.1.2)
     response_class=HTMLResponse,
     responses={
         200: {"content": {"text/html": {"schema": {"type": "string"}}}},

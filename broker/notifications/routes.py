@@ -109,7 +109,7 @@ async def follow_by_socket(socket: WebSocket) -> None:
             for notice in found:
                 yield notice.model_dump_json()
 
-    await serve_socket(socket, messages)
+    await serve_socket(socket, messages, {"after"})
 
 
 def _number(text: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, WebSocket
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from broker.api.security import Auth, Credentials, Ctx, requires
 from broker.api.sockets import Who, reader, serve_socket
@@ -124,8 +124,6 @@ async def stream_log(
 class _Asked(BaseModel):
     """What a WebSocket's reader asks for, in its query or its first message."""
 
-    model_config = ConfigDict(extra="ignore")
-
     attempt: int | None = Field(None, ge=1)
     stream: Stream = "output"
     offset: int = Field(0, ge=-FAR, le=FAR)
@@ -144,7 +142,7 @@ async def follow_log_by_socket(socket: WebSocket, run_id: str, component: str) -
             if found is not None:
                 yield found.model_dump_json()
 
-    await serve_socket(socket, messages)
+    await serve_socket(socket, messages, _Asked.model_fields)
 
 
 def _choice(run_id: str, component: str, said: dict[str, Any]) -> LogChoice:
