@@ -1,4 +1,6 @@
-"""Tables that fit a terminal: bars give way first, then text folds between words; a word is broken last."""
+"""Tables that fit a terminal: bars give way first, then text folds between words, then columns are left out
+that may be; a word is cut last, with an ellipsis, and those of the first column and numbers after all others.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from itertools import zip_longest
 from typing import Final
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, OverflowMethod, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,11 @@ from rich.text import Text
 BAR: Final = 24
 """Cells of the longest bar."""
 _LEAST_BAR: Final = 6
+_LEAST_WORD: Final = 6
+"""Cells of a word that is cut, before a whole column or number is."""
+_SHORTENED: Final = 12
+"""Cells of a word that is cut before a column is left out."""
+_MARKS: Final = ">?"
 _GAP: Final = 2
 """Cells between two columns."""
 _LONG: Final = 24
@@ -35,41 +42,73 @@ class Bar:
 
 
 class Fitted:
-    """A table without frills that shares out the width there is."""
+    """A table without frills that shares out the width there is.
+
+    A title may end in marks: `>` aligns right, `?` lets the column be left out where there is no room (the
+    last such first).
+    """
 
     def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text | Bar]]) -> None:
-        self._titles, self._rows = titles, rows
-        columns = list(zip_longest(*rows, fillvalue=Text("")))[: len(titles)]
+        self._titles = [title.rstrip(_MARKS) for title in titles]
+        self._marks = [title[len(name) :] for title, name in zip(titles, self._titles, strict=True)]
+        self._columns = list(zip_longest(*rows, fillvalue=Text("")))[: len(titles)]
         self._wanted = [
-            _wanted(title.rstrip(">"), cells) for title, cells in zip(titles, columns, strict=True)
+            _wanted(title, cells) for title, cells in zip(self._titles, self._columns, strict=True)
         ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, left_out = self._kept(options.max_width)
         grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        room = options.max_width - _GAP * (len(self._titles) - 1)
-        for title, width in zip(self._titles, fitted(self._wanted, room), strict=True):
-            side = "right" if title.endswith(">") else "left"
-            grid.add_column(title.rstrip(">"), justify=side, overflow="fold", width=width)  # type: ignore[arg-type]
-        for row in self._rows:
+        widths = fitted(
+            [self._wanted[at] for at in shown],
+            options.max_width - _GAP * (len(shown) - 1),
+            firm=[self._firm(at) for at in shown],
+        )
+        for at, width in zip(shown, widths, strict=True):
+            side: JustifyMethod = "right" if ">" in self._marks[at] else "left"
+            overflow: OverflowMethod = "ellipsis" if at else "fold"
+            grid.add_column(self._titles[at], justify=side, overflow=overflow, width=width)
+        for row in zip(*(self._columns[at] for at in shown), strict=True):
             grid.add_row(*row)
         yield grid
+        if left_out:
+            names = ", ".join(self._titles[at] for at in left_out)
+            yield Text(f"Left out for want of width: {names}", style="bright_black")
+
+    def _firm(self, at: int) -> bool:
+        return at == 0 or ">" in self._marks[at]
+
+    def _kept(self, width: int) -> tuple[list[int], list[int]]:
+        """The columns that are shown, and those that are left out: not for a long word's sake."""
+        shown, left_out = list(range(len(self._titles))), list[int]()
+        leasts = [
+            least if self._firm(at) else min(least, _SHORTENED) for at, (least, _) in enumerate(self._wanted)
+        ]
+        for at in reversed(shown.copy()):
+            if sum(leasts[one] + _GAP for one in shown) - _GAP > width and "?" in self._marks[at]:
+                shown.remove(at)
+                left_out.insert(0, at)
+        return shown, left_out
 
 
-def fitted(wanted: Sequence[tuple[int, int]], room: int) -> list[int]:
+def fitted(wanted: Sequence[tuple[int, int]], room: int, firm: Sequence[bool] = ()) -> list[int]:
     """Widths of columns that want (least, most) cells in a room of so many.
 
     As many as possible get their most, the widest give way; below their least only where the room is too
-    small for that of all.
+    small for that of all, and those that are `firm` after the others.
 
     >>> fitted([(4, 4), (6, 24), (5, 30)], 80), fitted([(4, 4), (6, 24), (5, 30)], 30)
     ([4, 24, 30], [4, 13, 13])
     >>> fitted([(20, 20), (6, 24)], 30), fitted([(20, 20), (6, 24)], 20)
     ([20, 10], [14, 6])
+    >>> fitted([(20, 20), (16, 24)], 30, firm=[True, False])
+    [20, 10]
     """
-    cap = max((least for least, _ in wanted), default=0)
-    while cap > 1 and sum(min(least, cap) for least, _ in wanted) > room:
-        cap -= 1
-    wanted = [(min(least, cap), most) for least, most in wanted]
+    leasts = [least for least, _ in wanted]
+    if any(firm):
+        leasts = _capped(leasts, room, firm, _LEAST_WORD)
+    leasts = _capped(leasts, room, [False] * len(leasts), 1)
+    wanted = [(least, most) for least, (_, most) in zip(leasts, wanted, strict=True)]
     level = max((most for _, most in wanted), default=0)
 
     def widths() -> list[int]:
@@ -82,6 +121,18 @@ def fitted(wanted: Sequence[tuple[int, int]], room: int) -> list[int]:
         if spare > 0 and level <= found[at] < most:
             found[at], spare = found[at] + 1, spare - 1
     return found
+
+
+def _capped(leasts: Sequence[int], room: int, firm: Sequence[bool], floor: int) -> list[int]:
+    """The least widths, those that are not `firm` cut to one that lets all have room, not below `floor`."""
+    cap = max(leasts, default=0)
+
+    def cut() -> list[int]:
+        return [least if keep else min(least, cap) for least, keep in zip(leasts, firm, strict=True)]
+
+    while cap > floor and sum(cut()) > room:
+        cap -= 1
+    return cut()
 
 
 def _wanted(title: str, cells: Sequence[Text | Bar]) -> tuple[int, int]:

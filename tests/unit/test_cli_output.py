@@ -15,6 +15,7 @@ from rich.console import Console
 
 from broker.cli import output
 from broker.cli.fitting import BAR, Bar
+from broker.cli.run_views import summary_table
 from broker.errors import Denied, InvalidSpec, LimitReached, Problem, Unauthenticated
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\x00\u202eb"
@@ -60,6 +61,47 @@ def test_a_table_in_a_terminal_gives_each_bar_one_row_and_keeps_to_the_width(wid
     assert all(cell_len(line) <= width for line in lines)
     assert any("EFFICIENCY" in line for line in lines), "a word breaks last"
     assert width < 80 or (len(lines) == 3 and drawn[0] == BAR)
+
+
+RUN = "run_0123456789abcdef"
+
+
+def runs_at(width: int) -> list[str]:
+    """A list of runs as a terminal of that width shows it."""
+    run = {
+        "id": RUN,
+        "number": 12,
+        "name": "segmentation-transformer-pretraining",
+        "kind": "normal",
+        "state": "pending_approval",
+        "components": 12,
+        "completed": 3,
+        "owner": "kim",
+        "cluster": "main",
+        "created_at": "2026-05-01T12:00:00+00:00",
+        "started_at": "2026-05-01T12:00:00+00:00",
+        "ended_at": "2026-05-01T13:00:00+00:00",
+    }
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(summary_table([run]))
+    return console.export_text().splitlines()
+
+
+def test_a_table_that_is_too_wide_leaves_columns_out_and_says_which_rather_than_break_words() -> None:
+    lines = runs_at(80)
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert lines[0].split() == ["RUN", "NO", "NAME", "STATE", "DONE", "CREATED", "TIME"]
+    assert lines[-1].strip() == "Left out for want of width: KIND, OWNER, CLUSTER"
+    words = {word for line in lines for word in line.split()}
+    assert {RUN, "pending_app…", "3/12", "01:00:00", "12"} <= words
+    assert "kim" in {word for line in runs_at(160) for word in line.split()} and len(runs_at(200)) == 2
+
+
+@given(st.integers(72, 140))
+def test_an_id_and_a_number_stay_whole_where_another_word_can_be_cut(width: int) -> None:
+    words = {word for line in runs_at(width) for word in line.split()}
+    assert {RUN, "01:00:00", "3/12"} <= words
+    assert [word for word in words if word.startswith("segm") and word.endswith("…")]
 
 
 def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
