@@ -138,6 +138,11 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
     "GET /api/v1/reports/{report}": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
     "GET /api/v1/reports/{report}/jobs": (REPORT, Probe(hidden=200, query="?tenant=$tenant&user=$user")),
     "GET /api/v1/report-exports": Probe(),
+    "POST /api/v1/report-exports": Probe(
+        good=422,
+        body={"name": "monthly", "period": "2026-09"},
+        note="no export is set here; test_exports_asked asks for some",
+    ),
     "GET /api/v1/costs": (
         Probe(hidden=200, lists=True),
         Probe(hidden=200, query="?tenant=$tenant&user=$user"),

@@ -16,7 +16,8 @@ from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.cli.periods import Last, Since, Until, chosen_period
-from broker.cli.report_files import EXPORTS, save, show_exports
+from broker.cli.report_exports import EXPORT, EXPORTS, Period, Wait, ask_for_export, show_exports
+from broker.cli.report_files import save
 from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 from broker.errors import InvalidRequest
 
@@ -36,8 +37,13 @@ def report(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help="A report; without one: which there are; `exports`: the scheduled exports."
+            metavar="NAME",
+            help="A report; without one: which there are; `exports`: what became of exports to the object "
+            "store; `export`: ask for one.",
         ),
+    ] = None,
+    which: Annotated[
+        str | None, typer.Argument(metavar="EXPORT", help="Of `export` and `exports`: the export's name.")
     ] = None,
     by: Annotated[
         list[str] | None,
@@ -75,19 +81,29 @@ def report(
         ),
     ] = None,
     lang: Annotated[Language, typer.Option("--lang", help="Language of headings and meanings.")] = "en",
+    period_: Period = None,
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Show what was used, how long it waited, how it ended and how well it was used, from Slurm's accounting.
 
-    Everybody sees their own jobs, a tenant's admins and viewers the tenant's, an admin all.
+    Everybody sees their own jobs, a tenant's admins and viewers the tenant's, an admin all. `export` has the
+    worker write earlier periods of a scheduled export (`[reports]` in the settings) to the object store.
     """
+    if name != EXPORT and (period_ or wait):
+        raise InvalidRequest(f"--period and --wait belong to `broker report {EXPORT} NAME`")
+    if name not in (EXPORT, EXPORTS) and which is not None:
+        raise InvalidRequest(f"{which}: give one report at a time")
     if name is None:
         _show_list(ctx, as_json)
         return
     if name == EXPORTS:
-        show_exports(ctx, limit, as_json=as_json)
+        show_exports(ctx, which, limit, as_json=as_json)
         return
     period = chosen_period(last, since, until)
+    if name == EXPORT:
+        ask_for_export(ctx, which, {"period": period_, **period}, wait=wait, as_json=as_json)
+        return
     if jobs and (by or sort):
         raise InvalidRequest("--jobs lists the jobs, newest first: leave --by and --sort out")
     if csv is not None:
@@ -172,6 +188,8 @@ def register(root: typer.Typer) -> None:
         "broker report usage --by day --last year --output usage.parquet",
         "broker report usage --last month --jobs --format parquet --output jobs.parquet",
         "broker report exports",
+        "broker report export monthly-usage --period 2026-09 --wait",
+        "broker report export monthly-usage --since 2026-01-01 --until 2026-10-01",
     )
     root.command(epilog=examples(*lines))(report)
 
@@ -199,10 +217,10 @@ def _show_jobs(ctx: typer.Context, name: str, asked: dict[str, Any], limit: int,
     columns = (
         "JOB",
         "USER",
-        "TENANT",
-        "PARTITION",
+        "TENANT?",
+        "PARTITION?",
         "STATE",
-        "SUBMITTED",
+        "SUBMITTED?",
         "WAITED>",
         "SLOWDOWN>",
         "CORE H>",

@@ -1,4 +1,4 @@
-"""Reports, and the jobs behind them, as files: CSV, JSON, Parquet; and the exports that the worker makes."""
+"""Reports, and the jobs behind them, as files: CSV, JSON, Parquet."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any, Final
 import typer
 
 from broker.cli.options import api
-from broker.cli.output import emit, harmless, table, when
+from broker.cli.output import emit
 from broker.errors import InvalidRequest
 
-EXPORTS: Final = "exports"
-"""What stands for a report's name where the scheduled exports are asked for."""
 FORMATS: Final = ("csv", "json", "parquet")
 
 
@@ -59,25 +57,3 @@ def save(
     finally:
         draft.unlink(missing_ok=True)
     emit({"path": output, "bytes": count}, lambda: f"Wrote {output} ({count} bytes).", as_json=as_json)
-
-
-def show_exports(ctx: typer.Context, limit: int, *, as_json: bool) -> None:
-    """Show what became of the exports that the worker makes of finished periods."""
-    with api(ctx) as client:
-        found = client.get("/report-exports", limit=min(limit, 1000))
-    heads = ("EXPORT", "PERIOD", "VERSION>", "REPORT", "STATE", "STORED", "BYTES>", "TROUBLE")
-    rows = [
-        (
-            one["name"],
-            one["period"],
-            one["version"],
-            one["report"],
-            one["state"],
-            when(one["stored_at"]),
-            sum(file["size"] for file in one["files"]),
-            harmless(one["trouble"] or ""),
-        )
-        for one in found["items"]
-    ]
-    empty = "No export yet: see `reports.exports` in docs/settings.md"
-    emit(found, lambda: table(heads, rows, empty=empty), as_json=as_json)

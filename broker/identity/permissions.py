@@ -47,6 +47,8 @@ class Permission(StrEnum):
     REPORTS_READ = "reports:read"
     EXPORTS_READ = "exports:read"
     """What became of scheduled exports of reports: of all tenants, an admin's."""
+    EXPORTS_MANAGE = "exports:manage"
+    """Asking for exports of earlier periods."""
     PRICES_MANAGE = "prices:manage"
     RESOURCES_READ = "resources:read"
     NOTIFICATIONS_MANAGE = "notifications:manage"

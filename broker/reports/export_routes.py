@@ -1,4 +1,4 @@
-"""What became of the scheduled exports of reports."""
+"""What became of the exports of reports, and asking for those of earlier periods."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from broker.api.security import Ctx, requires
+from broker.context import Context
+from broker.db import utcnow
 from broker.identity import Permission, Principal
+from broker.reports.export_requests import ExportRequest, ask_for_exports
 from broker.reports.export_tables import ReportExportRow
 
 router = APIRouter(tags=["reports"])
-Admin = Annotated[Principal, Depends(requires(Permission.EXPORTS_READ))]
+Reader = Annotated[Principal, Depends(requires(Permission.EXPORTS_READ))]
+Manager = Annotated[Principal, Depends(requires(Permission.EXPORTS_MANAGE))]
 
 
 class ExportedFile(BaseModel):
@@ -45,6 +49,7 @@ class ExportView(BaseModel):
     tries: int = Field(description="Tries that failed since the last one that did not")
     next_try_at: datetime | None
     trouble: str | None = Field(description="Why it waits, or what failed last")
+    asked_at: datetime | None = Field(description="Since when somebody wants it now; null when that is done")
 
 
 class ExportList(BaseModel):
@@ -58,8 +63,11 @@ class ExportList(BaseModel):
 @router.get("/report-exports")
 def list_report_exports(
     ctx: Ctx,
-    principal: Admin,
+    principal: Reader,
     name: Annotated[str | None, Query(max_length=40, description="Only this export")] = None,
+    asked: Annotated[
+        bool, Query(description="Only what somebody has asked for and does not have yet")
+    ] = False,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ExportList:
     """The scheduled exports of reports (`[reports]` in the settings), the latest periods first.
@@ -69,9 +77,28 @@ def list_report_exports(
     query = select(ReportExportRow)
     if name is not None:
         query = query.where(ReportExportRow.name == name)
+    if asked:
+        query = query.where(ReportExportRow.asked_at.is_not(None))
     order = (ReportExportRow.until.desc(), ReportExportRow.name, ReportExportRow.version.desc())
     with ctx.db.read() as session:
         rows = session.scalars(query.order_by(*order).limit(limit)).all()
-        items = [ExportView.model_validate(row, from_attributes=True) for row in rows]
+        return _listed(ctx, rows)
+
+
+@router.post("/report-exports", status_code=202)
+def ask_for_report_exports(body: ExportRequest, ctx: Ctx, principal: Manager) -> ExportList:
+    """Ask for exports of earlier periods, by the period's name or all whole ones of some days.
+
+    The worker writes them within a minute or so, under the same keys and with the same manifest as its own.
+    What lies there with the same figures is not written again; with others it becomes a new version.
+    """
+    with ctx.db.write() as session:
+        settings = ctx.settings
+        rows = ask_for_exports(session, principal, body, settings.reports, settings.clusters, utcnow())
+        return _listed(ctx, rows)
+
+
+def _listed(ctx: Context, rows: Sequence[ReportExportRow]) -> ExportList:
+    items = [ExportView.model_validate(row, from_attributes=True) for row in rows]
     settings = ctx.settings.reports
     return ExportList(bucket=settings.bucket or ctx.objects.bucket, prefix=settings.prefix, items=items)

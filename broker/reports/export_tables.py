@@ -17,7 +17,9 @@ class ReportExportRow(Base):
     `name`: of the setting `reports.exports.NAME`. `state`: `waiting` (accounting has not been read to the
     period's end, or the last try failed: `trouble`), `intended` (what will lie in the store is decided),
     `stored`. `digest`: SHA-256 of lines and total. `sources`: up to when each cluster had been read. `files`:
-    format, key, size, sha256 of each. `checked_at`: when the figures were last compared with it.
+    format, key, size, sha256 of each. `checked_at`: when the figures were last compared with it. `asked_at`:
+    since when somebody wants it written, or compared, now; null once that is done. `by_hand`: the period
+    has a row for that reason alone, so the schedule catches up on nothing because of it.
     """
 
     __tablename__ = "report_exports"
@@ -38,5 +40,7 @@ class ReportExportRow(Base):
     tries: Mapped[int]
     next_try_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     trouble: Mapped[str | None]
+    asked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    by_hand: Mapped[bool]
 
     __table_args__ = (Index("ix_report_exports_until", "until"),)

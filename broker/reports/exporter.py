@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker import metrics
@@ -34,6 +33,7 @@ from broker.errors import (
 from broker.identity import SYSTEM
 from broker.objects import ObjectStore
 from broker.reports.definitions import REPORTS
+from broker.reports.export_rows import add_version, newest_of, versions_of
 from broker.reports.export_tables import ReportExportRow
 from broker.reports.exports import (
     TYPES,
@@ -129,14 +129,9 @@ class Exporter:
                     self._note(lease, name, export, period, error.detail, now, failed=True)
 
     def _due(self, name: str, export: ReportExportSettings, now: datetime) -> list[str]:
-        """The periods to write, and those to compare once more."""
-        query = select(ReportExportRow).where(ReportExportRow.name == name).order_by(ReportExportRow.version)
+        """The periods to compare once more, those to write, and those that somebody has asked for."""
         with self._ctx.db.read() as session:
-            newest = {
-                row.period: row
-                for row in session.scalars(query)
-                if row.period == period_name(export.period, row.since)  # the setting may have been another
-            }
+            newest = newest_of(session, name, export)
         stored = {period for period, row in newest.items() if row.state == "stored"}
         again = [
             period
@@ -148,7 +143,10 @@ class Exporter:
                 self._settings.revise_days,
             )
         ]
-        wanted = [*again, *due_periods(export.period, now, self._settings.hour, newest, stored)]
+        regular = [period for period, row in newest.items() if not row.by_hand]
+        due = due_periods(export.period, now, self._settings.hour, regular, stored)
+        asked = sorted(period for period, row in newest.items() if row.asked_at is not None)
+        wanted = dict.fromkeys((*again, *due, *asked))
         return [period for period in wanted if not _paused(newest.get(period), now)]
 
     def _write(
@@ -167,7 +165,7 @@ class Exporter:
             return
         with self._ctx.db.write() as session:
             lease.confirm(session)
-            intent = _intend(session, name, period, view, now)
+            intent = _intend(session, name, export, period, view, now)
         if intent is None:
             return
         version, earlier = intent
@@ -206,11 +204,10 @@ class Exporter:
         failed: bool = False,
     ) -> None:
         """Write down why a period is not written yet; after a failure the next try has a pause before it."""
-        since, until = period_bounds(export.period, period)
         with self._ctx.db.write() as session:
             lease.confirm(session)
-            rows = _versions(session, name, period)
-            row = rows[-1] if rows else _added(session, name, period, 1, export.report, since, until, now)
+            rows = versions_of(session, name, period)
+            row = rows[-1] if rows else add_version(session, name, export, period, 1, now)
             row.trouble = trouble
             if failed:
                 row.tries += 1
@@ -221,55 +218,31 @@ def _paused(row: ReportExportRow | None, now: datetime) -> bool:
     return row is not None and row.next_try_at is not None and row.next_try_at > now
 
 
-def _versions(session: Session, name: str, period: str) -> list[ReportExportRow]:
-    query = select(ReportExportRow).where(ReportExportRow.name == name, ReportExportRow.period == period)
-    return list(session.scalars(query.order_by(ReportExportRow.version)))
-
-
-def _added(
+def _intend(
     session: Session,
     name: str,
+    export: ReportExportSettings,
     period: str,
-    version: int,
-    report: str,
-    since: date,
-    until: date,
+    view: ReportView,
     now: datetime,
-) -> ReportExportRow:
-    row = ReportExportRow(
-        name=name,
-        period=period,
-        version=version,
-        report=report,
-        since=since,
-        until=until,
-        state="waiting",
-        sources=[],
-        files=[],
-        made_at=now,
-        tries=0,
-    )
-    session.add(row)
-    return row
-
-
-def _intend(
-    session: Session, name: str, period: str, view: ReportView, now: datetime
 ) -> tuple[Version, list[Version]] | None:
     """Decide which version this is (without its files), and tell the earlier ones; None: the newest holds.
 
     What was begun and not concluded goes on under its number; with the same figures it keeps the age that it
     was given, so the same bytes are written, or found.
     """
-    rows = _versions(session, name, period)
+    rows = versions_of(session, name, period)
     stored = [row for row in rows if row.state == "stored"]
     figures = digest(view)
     if stored and stored[-1] is rows[-1] and stored[-1].digest == figures:
-        stored[-1].checked_at, stored[-1].trouble, stored[-1].next_try_at = now, None, None
+        stored[-1].checked_at, stored[-1].asked_at = now, None
+        stored[-1].trouble, stored[-1].next_try_at = None, None
         return None
     row = rows[-1] if rows and rows[-1].state != "stored" else None
     if row is None:
-        row = _added(session, name, period, len(rows) + 1, view.report.name, view.since, view.until, now)
+        row = add_version(session, name, export, period, len(rows) + 1, now)
+        if rows:  # the wish goes on to what is written for it
+            row.by_hand, row.asked_at, rows[-1].asked_at = rows[-1].by_hand, rows[-1].asked_at, None
     if row.digest != figures:
         row.digest, row.made_at = figures, now
         row.sources = [source.model_dump(mode="json") for source in view.sources]
@@ -282,7 +255,7 @@ def _conclude(session: Session, name: str, period: str, made: Version, now: date
     row = session.get_one(ReportExportRow, (name, period, made.version))
     row.state, row.files = "stored", [asdict(file) for file in made.files]
     row.stored_at = row.checked_at = now
-    row.trouble, row.next_try_at, row.tries = None, None, 0
+    row.trouble, row.next_try_at, row.tries, row.asked_at = None, None, 0, None
     record(
         session,
         SYSTEM,

@@ -3,7 +3,8 @@
     python -m tests.contract.record_warehouse SUITE      bookworm (22.05), trixie (24.11) or sid (26.05)
 
 Starts a development cluster of its own, gives it jobs that end in each way, and writes the answers to
-`recordings/VERSION/warehouse/`. What must be true of them stands in `slurm/test_slurm_warehouse.py`, not here.
+`recordings/VERSION/warehouse/`. What must be true of them stands in `slurm/test_slurm_warehouse.py`, not
+here.
 """
 
 from __future__ import annotations

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,87 +16,17 @@ from sqlalchemy import select
 from broker import metrics
 from broker.accounting.event_tables import AccountingLookRow
 from broker.accounting.looks import upsert
-from broker.accounting.tables import AccountingCursorRow
 from broker.audit.tables import AuditRow
 from broker.cli import main
-from broker.db import leases
-from broker.db.leases import Lease, LeaseLost
+from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
-from broker.identity import Role
-from broker.objects import EmbeddedObjectStore, ObjectStore
-from broker.reports.export_tables import ReportExportRow
-from broker.reports.exporter import Exporter, check_exports
+from broker.objects import ObjectStore
+from broker.reports.exporter import check_exports
 from broker.settings import ReportExportSettings, ReportSettings
-from tests.accounting import at, job, keep
-from tests.api_support import NOBODY, Api, context
-from tests.postgres import fresh_database
+from tests.accounting import at
+from tests.api_support import NOBODY
+from tests.exports import NOVEMBER, Place
 from tests.serving import served
-
-NOVEMBER = datetime(2026, 11, 1, 7, tzinfo=UTC)
-READ = at("2026-11-01T05:00")
-BOTH = ReportExportSettings(report="usage", by=("tenant", "user"), formats=("parquet", "csv"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedObjectStore]:
-    embedded = EmbeddedObjectStore(tmp_path_factory.mktemp("objects"))
-    embedded.start()
-    yield embedded
-    embedded.stop()
-
-
-class Place:
-    """A broker with one month of jobs, an object store and the worker's exporter."""
-
-    def __init__(self, api: Api, objects: ObjectStore) -> None:
-        self.api, self.ctx, self.objects = api, api.ctx, objects
-        lease = leases.acquire(self.ctx.db, "reports", "test", 3600)
-        assert lease is not None
-        self.lease: Lease = lease
-
-    def tick(self, now: datetime = NOVEMBER) -> None:
-        Exporter(self.ctx).tick(self.lease, now)
-
-    def rows(self) -> list[ReportExportRow]:
-        order = (ReportExportRow.period, ReportExportRow.version)
-        with self.ctx.db.read() as session:
-            return list(session.scalars(select(ReportExportRow).order_by(*order)))
-
-    def stored(self) -> list[str]:
-        return [found.key for found in self.objects.list(f"{self.ctx.settings.reports.prefix}/")]
-
-    def manifest(self, period: str = "2026-10") -> dict[str, Any]:
-        key = f"{self.ctx.settings.reports.prefix}/monthly/{period}/manifest.json"
-        found: dict[str, Any] = json.loads(self.objects.get_bytes(key, 1 << 20))
-        return found
-
-    def add(self, number: int, **more: Any) -> None:
-        with self.ctx.db.write() as session:
-            keep(session, job(number, at("2026-10-20T10:00"), **more), read_to=READ)
-
-    def read_to(self, text: str) -> None:
-        with self.ctx.db.write() as session:
-            session.get_one(AccountingCursorRow, "main").settled_to = at(text)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, server: EmbeddedObjectStore, tmp_path: Path) -> Iterator[Place]:
-    objects = ObjectStore(replace(server.start().config("models"), max_attempts=2))
-    objects.ensure_bucket()
-    prefix = f"reports/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
-    given: dict[str, Any] = dict(getattr(request, "param", {}))
-    url = None
-    if given.pop("postgres", False):
-        url = fresh_database(request.getfixturevalue("postgres_url"), "exports")
-    settings = {"exports": {"monthly": BOTH}, "prefix": prefix} | given
-    with context(tmp_path / "data", url, objects=objects, reports=ReportSettings(**settings)) as ctx:
-        api = Api(ctx)
-        api.add("root", Role.ADMIN)
-        api.add("boss", Role.TENANT_ADMIN, "team-a")
-        made = Place(api, objects)
-        made.add(1)
-        made.add(2, user="bob", tenant="team-b")
-        yield made
 
 
 def test_a_finished_month_is_written_once_under_its_keys_the_manifest_last(place: Place) -> None:

@@ -1,0 +1,219 @@
+"""Exports of earlier periods that an admin asks for: the same keys and manifest, written once, then found."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from broker.audit.tables import AuditRow
+from broker.objects import ObjectStore
+from broker.reports import export_routes
+from broker.reports.exporter import Exporter
+from tests.accounting import at, job, keep
+from tests.api_support import NOBODY, codes
+from tests.exports import NOVEMBER, READ, Place
+from tests.serving import Call, caller, signed_on
+
+ON_EITHER = pytest.mark.parametrize(
+    "place", [{}, {"postgres": True}], indirect=True, ids=["sqlite", "postgres"]
+)
+TO_OCTOBER = {"name": "monthly", "since": "2026-07-15", "until": "2026-10-01"}
+
+
+@pytest.fixture(autouse=True)
+def _november(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_routes, "utcnow", lambda: NOVEMBER)
+
+
+@pytest.fixture
+def summer(place: Place) -> Iterator[Place]:
+    """Jobs of July and September as well."""
+    with place.ctx.db.write() as session:
+        for number, day in ((21, "2026-07-20"), (22, "2026-09-03")):
+            keep(session, job(number, at(f"{day}T10:00")), read_to=READ)
+    yield place
+
+
+def ask(place: Place, who: str = "root", **body: Any) -> list[tuple[str, str]]:
+    """Ask for exports; what the answer says of each period."""
+    answer = place.api.call("POST", "/report-exports", who, json=body)
+    assert answer.status_code == 202, answer.text
+    return [(one["period"], one["state"]) for one in answer.json()["items"]]
+
+
+def states(place: Place) -> list[tuple[str, int, str, bool]]:
+    return [(row.period, row.version, row.state, row.asked_at is not None) for row in place.rows()]
+
+
+@ON_EITHER
+def test_an_earlier_period_lies_under_the_same_keys_as_one_of_the_schedule(summer: Place) -> None:
+    assert ask(summer, name="monthly", period="2026-09") == [("2026-09", "waiting")]
+    assert summer.stored() == [], "the worker writes"
+    summer.tick()
+    assert states(summer) == [("2026-09", 1, "stored", False), ("2026-10", 1, "stored", False)]
+    folders = {key.rpartition("/monthly/")[2] for key in summer.stored()}
+    names = ("manifest.json", "v1/usage.csv", "v1/usage.parquet")
+    assert folders == {f"{month}/{name}" for month in ("2026-09", "2026-10") for name in names}
+    asked, scheduled = summer.manifest("2026-09"), summer.manifest("2026-10")
+    assert asked.keys() == scheduled.keys() and asked["by"] == scheduled["by"]
+    assert (asked["period"], asked["since"], asked["until"]) == ("2026-09", "2026-09-01", "2026-10-01")
+    for file in asked["versions"][0]["files"]:
+        assert summer.objects.verify(file["key"], file["sha256"]) == file["size"]
+    with summer.ctx.db.read() as session:
+        rows = session.scalars(select(AuditRow).where(AuditRow.object_type == "report_export"))
+        told = {(row.action, row.actor_name, row.object_id): row.after for row in rows}
+    assert told["report.export_ask", "root", "monthly"] == {"report": "usage", "periods": ["2026-09"]}
+    assert ("report.export", "system", "monthly/2026-09/v1") in told
+
+
+def test_asked_for_again_it_is_compared_and_what_holds_is_not_sent_again(
+    summer: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(summer, name="monthly", period="2026-09")
+    summer.tick()
+    sent: list[str] = []
+    real = ObjectStore.put_bytes
+
+    def counted(store: ObjectStore, key: str, data: bytes, **more: Any) -> Any:
+        sent.append(key.rpartition("/monthly/")[2])
+        return real(store, key, data, **more)
+
+    monkeypatch.setattr(ObjectStore, "put_bytes", counted)
+    later = NOVEMBER + timedelta(hours=2)
+    for _ in range(2):  # one wish, however often it is said
+        assert ask(summer, name="monthly", period="2026-09") == [("2026-09", "stored")]
+    summer.tick(later)
+    assert sent == [] and summer.rows()[0].checked_at == later and not summer.rows()[0].asked_at
+    summer.add(30, user="late")  # of October: compared tomorrow, unless somebody asks
+    ask(summer, name="monthly", period="2026-10")
+    summer.tick(later)
+    assert sent == ["2026-10/v2/usage.parquet", "2026-10/v2/usage.csv", "2026-10/manifest.json"]
+    assert states(summer)[1:] == [("2026-10", 1, "stored", False), ("2026-10", 2, "stored", False)]
+
+
+def test_the_schedule_catches_up_on_nothing_because_of_what_was_asked_for(summer: Place) -> None:
+    ask(summer, name="monthly", period="2026-07")
+    summer.tick()
+    assert [one[0] for one in states(summer)] == ["2026-07", "2026-10"]
+    summer.read_to("2027-01-01T05:00")
+    summer.tick(datetime(2027, 1, 1, 7, tzinfo=UTC))
+    assert [one[0] for one in states(summer)] == ["2026-07", "2026-10", "2026-11", "2026-12"]
+
+
+def test_all_whole_periods_of_some_days_are_asked_for_at_once(summer: Place) -> None:
+    assert [period for period, _ in ask(summer, **TO_OCTOBER)] == ["2026-09", "2026-08"]
+    left = summer.api.call("GET", "/report-exports?asked=true", "root").json()["items"]
+    assert {one["period"] for one in left} == {"2026-08", "2026-09"}
+    summer.tick()
+    assert summer.api.call("GET", "/report-exports?asked=true", "root").json()["items"] == []
+    assert summer.manifest("2026-08")["current"] == 1, "nobody used anything in August, and that is known"
+
+
+def test_a_worker_that_ends_midway_goes_on_with_the_rest(
+    summer: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(summer, **TO_OCTOBER)
+    real = Exporter._write
+
+    def ended(self: Exporter, lease: Any, name: str, export: Any, period: str, now: datetime) -> None:
+        if period == "2026-09":
+            raise KeyboardInterrupt
+        real(self, lease, name, export, period, now)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Exporter, "_write", ended)
+        summer.tick()
+    assert states(summer)[:2] == [("2026-08", 1, "stored", False), ("2026-09", 1, "waiting", True)]
+    summer.tick()
+    assert states(summer)[1] == ("2026-09", 1, "stored", False)
+
+
+def test_what_can_not_be_asked_for_is_named(place: Place) -> None:
+    for body, pointer, code in (
+        ({"name": "weekly", "period": "2026-W40"}, "/name", "unknown_export"),
+        ({"name": "monthly"}, "/period", "period_or_days"),
+        ({"name": "monthly", "period": "2026-09", "since": "2026-01-01"}, "/period", "period_or_days"),
+        ({"name": "monthly", "period": "2026-W40"}, "/period", "invalid_period"),
+        ({"name": "monthly", "period": "2026-9"}, "/period", "invalid_period"),
+        ({"name": "monthly", "period": "2026-11"}, "/period", "period_not_over"),
+        ({"name": "monthly", "since": "2026-10-01", "until": "2026-12-01"}, "/until", "period_not_over"),
+        ({"name": "monthly", "since": "2026-10-02", "until": "2026-10-31"}, "/since", "no_whole_period"),
+        ({"name": "monthly", "since": "1980-01-01"}, "/since", "too_many_periods"),
+        ({"name": "monthly", "period": "2026-09"}, "/period", "nothing_known"),
+    ):
+        answer = place.api.call("POST", "/report-exports", "root", json=body)
+        assert (answer.status_code, codes(answer)) == (422, {code}), body
+        assert answer.json()["errors"][0]["pointer"] == pointer
+    assert place.rows() == []
+    assert place.api.call("POST", "/report-exports", "boss", json=TO_OCTOBER).status_code == 403
+
+
+def test_a_failure_is_told_and_asking_again_tries_at_once(
+    summer: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(summer, name="monthly", period="2026-09")
+    with monkeypatch.context() as away:
+        away.setattr(summer.ctx, "objects", ObjectStore(NOBODY))
+        summer.tick()
+    [left] = summer.api.call("GET", "/report-exports?asked=true", "root").json()["items"]
+    assert left["state"] == "intended" and left["trouble"] and left["next_try_at"]
+    ask(summer, name="monthly", period="2026-09")
+    summer.tick()
+    assert states(summer)[0] == ("2026-09", 1, "stored", False)
+
+
+# ---- the command ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(
+    summer: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    with signed_on(summer.api, "root", monkeypatch):
+        yield caller(capsys)
+
+
+def test_the_command_asks_and_waits_until_the_worker_has_written(summer: Place, call: Call) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.05):
+            summer.tick()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        shown = call(
+            "report", "export", "monthly", "--since", "2026-07-15", "--until", "2026-10-01", "--wait"
+        )
+    finally:
+        stop.set()
+        worker.join()
+    lines = [line.split() for line in shown.splitlines() if line.startswith("monthly")]
+    assert [(line[1], line[4]) for line in lines] == [("2026-09", "stored"), ("2026-08", "stored")]
+    told = call("report", "export", "monthly", "--period", "2026-09", "--json")
+    assert [(one["period"], one["state"]) for one in told["items"]] == [("2026-09", "stored")]
+    assert "2026-08" in call("report", "exports", "monthly")
+
+
+def test_a_command_that_waits_for_what_fails_says_so(
+    summer: Place, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summer.ctx, "objects", ObjectStore(NOBODY))
+    ask(summer, name="monthly", period="2026-09")
+    worker = threading.Timer(0.5, summer.tick)
+    worker.start()
+    shown = call("report", "export", "monthly", "--period", "2026-09", "--wait", status=1)
+    worker.join()
+    assert "1 period could not be written yet" in shown
+
+
+def test_options_that_belong_together_are_told(call: Call) -> None:
+    assert "which?" in call("report", "export", "--period", "2026-09", status=2)
+    assert "belong to" in call("report", "usage", "--period", "2026-09", status=2)
+    assert "one report at a time" in call("report", "usage", "waits", status=2)
