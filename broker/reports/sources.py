@@ -19,8 +19,10 @@ from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingCursorRow
 from broker.reports import days
 from broker.reports import wanted as reports
-from broker.reports.capacity import core_groups, downtime_groups, events_ages, gpu_groups
+from broker.reports.capacity import core_groups, gpu_groups
+from broker.reports.downtime import downtime_groups
 from broker.reports.fair_share import share_groups, shares_ages
+from broker.reports.node_events import events_ages
 from broker.reports.quota_report import quota_groups, settled_at
 from broker.reports.waiting_report import looked_at, waiting_groups
 from broker.reports.wanted import Group, Scope, Wanted

@@ -63,14 +63,27 @@ def by_day(span: Span) -> Iterator[tuple[date, int]]:
     >>> [(f"{day}", seconds) for day, seconds in by_day((86_000, 87_000))]
     [('1970-01-01', 400), ('1970-01-02', 600)]
     """
-    at, end = span
-    while at < end:
-        number = at // DAY_S
+    return ((day_numbered(number), seconds) for number, seconds in seconds_by_day(*span))
+
+
+def seconds_by_day(begin: int, end: int) -> list[tuple[int, int]]:
+    """The same, the days as numbers (0: 1970-01-01).
+
+    >>> seconds_by_day(86_000, 87_000), seconds_by_day(5, 5)
+    ([(0, 400), (1, 600)], [])
+    """
+    number = begin // DAY_S
+    if begin < end <= (number + 1) * DAY_S:  # as nearly all of them
+        return [(number, end - begin)]
+    found = []
+    while begin < end:
         after = min(end, (number + 1) * DAY_S)
-        yield _day(number), after - at
-        at = after
+        found.append((number, after - begin))
+        begin, number = after, number + 1
+    return found
 
 
 @lru_cache(4096)  # ten years
-def _day(number: int) -> date:
+def day_numbered(number: int) -> date:
+    """The day with a number."""
     return date.fromordinal(_EPOCH + number)
