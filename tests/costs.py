@@ -13,6 +13,16 @@ from tests.api_support import Api
 
 OCTOBER = {"since": "2026-10-01", "until": "2026-11-01"}
 DAY = 86_400
+TYPES = {
+    0: ({"gpu_type": ""},),
+    1: ({"gpu_type": "a100"}, {"gpu_type": "v100"}),
+    4: (
+        {"gpu_type": "a100"},
+        {"gpu_type": "v100", "gpu_types": "a100=1,v100=3"},
+        {"gpu_type": "a100", "gpu_types": "a100=2,v100=2"},
+    ),
+}
+"""By how many GPUs a job has."""
 PRICES: tuple[dict[str, Any], ...] = (  # the narrower and the later first: what was charged stays
     {"resource": "core_hour", "amount": "0", "valid_from": "2026-10-20", "partition": "debug"},
     {"resource": "core_hour", "amount": "12.5", "valid_from": "2026-10-15"},
@@ -24,7 +34,9 @@ PRICES: tuple[dict[str, Any], ...] = (  # the narrower and the later first: what
 
 
 def made_jobs() -> list[dict[str, Any]]:
-    """Two months of two tenants: some over midnight, some of the broker's runs, some without a price."""
+    """Two months of two tenants: some over midnight, some of the broker's runs, some without a price, some
+    with GPUs of two types.
+    """
     chance, jobs = random.Random(11), []
     for number in range(1, 160):
         gpus = chance.choice((0, 0, 1, 4))
@@ -41,12 +53,18 @@ def made_jobs() -> list[dict[str, Any]]:
                 cpus=chance.choice((1, 8, 48)),
                 mem_mib=chance.choice((1000, 65_536)),
                 gpu_count=gpus,
-                gpu_type=chance.choice(("a100", "v100")) if gpus else "",
+                **chance.choice(TYPES[gpus]),
                 state=chance.choice(("COMPLETED", "COMPLETED", "FAILED", "NODE_FAIL", "PREEMPTED")),
                 run_id=chance.choice((None, "run-1", "run-2", "run-3")),
             )
         )
     return jobs
+
+
+def gpus_of(one: dict[str, Any]) -> dict[str, int]:
+    """How many GPUs of each type a job has."""
+    parts = (part.split("=") for part in one["gpu_types"].split(",") if part)
+    return {name: int(count) for name, count in parts} or {one["gpu_type"]: one["gpu_count"]}
 
 
 def enter(api: Api, *prices: dict[str, Any]) -> list[str]:

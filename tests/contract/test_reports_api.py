@@ -180,6 +180,75 @@ def test_the_jobs_behind_waits_are_those_that_began(api: Api) -> None:
         assert len(found) == line["values"]["waited"]
 
 
+@pytest.mark.parametrize(("report", "by"), [("usage", "wait"), ("outcomes", "wait"), ("waits", "wait")])
+def test_jobs_of_a_class_of_waits_lie_behind_its_line(api: Api, report: str, by: str) -> None:
+    late = {"eligible_at": at("2026-10-20T23:00"), "start_at": at("2026-10-20T09:00")}  # clocks that differ
+    unknown = {"eligible_at": None, "start_at": at("2026-10-20T12:00")}
+    never = {"state": "CANCELLED", "start_at": None, "counted_to": None, "elapsed_s": 0, "node_list": ""}
+    with api.ctx.db.write() as session:
+        for number, more in enumerate((late, unknown, never)):
+            keep(session, job(200 + number, at("2026-10-20T08:00"), run_s=6 * 3600, **more))
+    view = ask(api, "root", report, by=by, since="2026-09-01", until="2026-12-01")
+    known = {one["value"] for one in view["report"]["values"]["wait"]}
+    count = "waited" if report == "waits" else "jobs"
+    seen: dict[str, set[str]] = {}
+    for line in view["lines"]:
+        name = line["key"]["wait"]
+        found = api.http.get(f"{line['jobs_url']}&limit=200", headers=api.headers("root")).json()["items"]
+        seen[name] = {one["job_id"] for one in found}
+        assert name in known and len(found) == line["values"][count], line
+        alone = ask(api, "root", report, by="user", wait=name, since="2026-09-01", until="2026-12-01")
+        assert alone["total"]["values"][count] == len(found)
+    assert "200" in seen["0-1m"] and "201" in seen["1-6h"]
+    assert seen.get("not-started", set()) == (set() if report == "waits" else {"202"})
+    assert sum(map(len, seen.values())) == len(set.union(*seen.values()))
+
+
+def test_a_class_of_waits_that_does_not_exist_is_refused_with_those_that_do(api: Api) -> None:
+    answer = api.call("GET", "/reports/usage", "root", params=OCTOBER | {"wait": "5m"})
+    assert answer.status_code == 422 and codes(answer) == {"unknown_wait"}
+    assert "1-10m" in answer.json()["detail"] and "not-started" in answer.json()["detail"]
+
+
+def test_jobs_with_some_gpus_of_a_type_lie_behind_its_line(api: Api) -> None:
+    kinds = {"gpu_count": 3, "gpu_type": "v100", "gpu_types": "a100=1,v100=2"}
+    with api.ctx.db.write() as session:
+        keep(session, job(200, at("2026-10-20T08:00"), **kinds))
+        keep(session, job(201, at("2026-10-20T08:00"), **kinds | {"gpu_types": "A100=1,v100=2"}))
+    whole = ask(api, "root", "usage")["total"]["values"]
+    view = ask(api, "root", "usage", by="gpu_type")
+    assert view["total"]["values"] == whole
+    hours, jobs = lines(view, "gpu_hours"), lines(view, "jobs")
+    assert (hours["a100",], hours["A100",], hours["v100",]) == (4.0 + 1, 1.0, 4.0)
+    assert (jobs["a100",], jobs["A100",], jobs["v100",]) == (1, 0, 2), "a job counts once"
+    behind = {}
+    for line in view["lines"]:
+        found = api.http.get(f"{line['jobs_url']}&limit=200", headers=api.headers("root")).json()["items"]
+        behind[line["key"]["gpu_type"]] = {one["job_id"] for one in found}
+    assert (behind["a100"], behind["A100"]) == ({"2", "200"}, {"201"})
+    assert behind["v100"] == {"200", "201"}
+
+
+def test_a_slowdown_of_each_job_and_of_all_of_them(api: Api) -> None:
+    with api.ctx.db.write() as session:
+        held = {"eligible_at": at("2026-10-20T09:00"), "user": "kim"}
+        keep(session, job(200, at("2026-10-20T08:00"), wait_s=7200, run_s=1800, **held))
+        keep(session, job(201, at("2026-10-20T08:00"), wait_s=0, run_s=1, user="kim"))
+        running = {"end_at": None, "state": "RUNNING", "user": "kim"}
+        keep(session, job(202, at("2026-10-20T08:00"), wait_s=60, run_s=600, **running))
+    items = api.call("GET", "/reports/slowdown/jobs", "root", params=OCTOBER | {"user": "kim"}).json()[
+        "items"
+    ]
+    told = {one["job_id"]: (one["slowdown"], one["slowdown_from_submit"], one["hold_s"]) for one in items}
+    assert told == {"200": (3.0, 5.0, 3600), "201": (1.0, 1.0, 0), "202": (None, None, 0)}
+    (line,) = ask(api, "root", "slowdown", by="user", user="kim")["lines"]
+    figures = line["values"]
+    assert (figures["slowdown_median"], figures["mean_slowdown"]) == (1.0, 2.0)
+    assert figures["slowdown_p95"] == pytest.approx(3.0, rel=ERROR)
+    assert (figures["mean_slowdown_from_submit"], figures["waited"]) == (3.0, 3)
+    assert line["coverage"]["slowdown_median"] == {"with_data": 2, "of": 3, "counted": "jobs"}
+
+
 def test_pages_of_jobs_show_each_job_once(api: Api) -> None:
     seen, cursor = [], None
     while True:

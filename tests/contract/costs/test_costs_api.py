@@ -17,7 +17,7 @@ from broker.runs.tables import JobRow, RunRow
 from broker.settings import CostSettings
 from tests.accounting import at, job, keep
 from tests.api_support import Api, codes, spec
-from tests.costs import DAY, OCTOBER, PRICES, costs, enter, invoice, made_jobs, price, today
+from tests.costs import DAY, OCTOBER, PRICES, costs, enter, gpus_of, invoice, made_jobs, price, today
 
 
 def one_by_one(
@@ -29,18 +29,23 @@ def one_by_one(
     paid: dict[tuple[str, ...], Fraction] = {}
     left: dict[tuple[str, ...], Fraction] = {}
     for one in made_jobs():
-        if any(one[name] != value for name, value in wanted.items()) or (
-            "run_id" in by and not one["run_id"]
-        ):
+        if "run_id" in by and not one["run_id"]:
             continue
-        had = (one["cpus"], one["gpu_count"], one["mem_mib"])
-        key = tuple(one[name] for name in by)
+        had = [
+            (Resource.CORE, one["gpu_type"], one["cpus"]),
+            (Resource.MEMORY, one["gpu_type"], one["mem_mib"]),
+        ]
+        had += [(Resource.GPU, kind, count) for kind, count in gpus_of(one).items()]
         for begin in range(at(f"{since}T00:00"), at(f"{until}T00:00"), DAY):
             seconds = min(one["end_at"], begin + DAY) - max(one["start_at"], begin)
-            for resource, count in zip(Resource, had, strict=False):
+            for resource, kind, count in had:
+                facts = one | {"gpu_type": kind}
+                if any(facts[name] != value for name, value in wanted.items()):
+                    continue
+                key = tuple(facts[name] for name in by)
                 if seconds > 0 and count:
                     hours = Fraction(seconds * count, PER_HOUR[resource])
-                    place = Place("main", one["partition"], one["qos"], one["gpu_type"])
+                    place = Place("main", one["partition"], one["qos"], kind)
                     price = book.holding(resource, place, datetime.fromtimestamp(begin, UTC).date())
                     if price is None or price.amount is None:
                         left[key] = left.get(key, Fraction()) + hours
@@ -51,7 +56,7 @@ def one_by_one(
 
 def test_costs_are_what_the_jobs_say_one_by_one(api: Api) -> None:
     enter(api, *PRICES)
-    for by in (("tenant",), ("user", "partition"), ("qos", "gpu_type"), ("run",)):
+    for by in (("tenant",), ("user", "partition"), ("qos", "gpu_type"), ("run",), ("run", "gpu_type")):
         view = costs(api, by=by)
         paid, left = one_by_one(api, tuple("run_id" if name == "run" else name for name in by))
         told = {tuple(line["key"].values()): line for line in view["lines"]}
@@ -141,6 +146,26 @@ def test_filters_narrow_costs_by_day_and_by_run(api: Api) -> None:
         view = costs(api, by=by, user="bob", outcome="FAILED")
         told = {tuple(line["key"].values()): line["amount"] for line in view["lines"]}
         assert told == {key: str(round(amount)) for key, amount in paid.items()} and told
+
+
+def test_gpus_of_a_type_cost_what_that_type_costs_whatever_else_their_jobs_had(api: Api) -> None:
+    enter(api, *PRICES)
+    for by in (("tenant",), ("run",)):
+        paid, _ = one_by_one(api, tuple("run_id" if name == "run" else name for name in by), gpu_type="a100")
+        found = costs(api, by=by, gpu_type="a100")["lines"]
+        assert {tuple(line["key"].values()): line["amount"] for line in found if line["amount"]} == {
+            key: str(round(amount)) for key, amount in paid.items()
+        }
+    with api.ctx.db.write() as session:
+        two: dict[str, Any] = {
+            "gpu_count": 3,
+            "gpu_type": "v100",
+            "gpu_types": "a100=1,v100=2",
+            "user": "kim",
+        }
+        keep(session, job(901, at("2026-10-02T03:00"), run_id="run-9", **two))
+    (line,) = costs(api, by="run", user="kim")["lines"]
+    assert (line["hours"]["gpu_hour"], line["unpriced"]["gpu_hour"]) == (1.0, 2.0), "v100 has no price"
 
 
 def test_time_that_a_job_was_suspended_costs_nothing_by_run_as_by_day(api: Api) -> None:
