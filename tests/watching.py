@@ -19,9 +19,9 @@ from broker.runs.events import events_after
 from broker.runs.heartbeat import Watcher
 from broker.runs.observation import Sighting
 from broker.runs.settling import settle
+from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunRow
-from broker.runs.tracking import write_sighting
 from broker.runs.views import newest_jobs
 from tests.api_support import Api, context
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.archive import Owned, Owner, People, owners
 from broker.accounting.waiting_tables import AccountingQueueRow
-from broker.queueing.reasons import reason_word
+from broker.queueing.slurm_reasons import reason_word
 from broker.slurm import QueueJob
 from broker.slurm.sacct import count_tasks
 

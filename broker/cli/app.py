@@ -24,6 +24,7 @@ from broker.cli import (
     queue,
     quotas,
     resources,
+    run_records,
     runs,
     server,
     tenants,
@@ -72,6 +73,7 @@ def root(
 
 auth.register(app)
 app.add_typer(pipelines.app)
+run_records.register(runs.app)
 app.add_typer(runs.app)
 app.add_typer(approvals.app)
 queue.register(app)

@@ -17,6 +17,7 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Sh
 SpecFile = Annotated[
     str, typer.Argument(metavar="FILE", help="A pipeline spec (JSON); `-` reads standard input.")
 ]
+Attempt = Annotated[int | None, typer.Option("--attempt", min=1, help="An earlier attempt; else the newest.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `broker run list` shows it.")]
 PipelineRef = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="Id of a pipeline, or the `pipeline_id` of its spec.")

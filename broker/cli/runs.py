@@ -1,4 +1,4 @@
-"""Runs: ask for one, watch it, read its logs, fetch its results."""
+"""Runs: ask for one, watch it, end it, run it again."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Group
-from rich.text import Text
 
-from broker.cli import advice, following, run_views, transfers, usage_views
+from broker.cli import advice, following, run_views, usage_views
 from broker.cli.client import Api
-from broker.cli.options import Interval, Json, Limit, RunId, VersionRef, api, examples, group, read_input
+from broker.cli.options import (
+    Attempt,
+    Interval,
+    Json,
+    Limit,
+    RunId,
+    VersionRef,
+    api,
+    examples,
+    group,
+    read_input,
+)
 from broker.cli.output import (
     emit,
-    harmless,
     message,
     print_json,
-    print_json_line,
-    size,
     stdout,
-    table,
-    when,
 )
 from broker.cli.overrides import parse_settings
-from broker.cli.pipelines import Cluster, Set, scripts
+from broker.cli.pipelines import Cluster, Set
 from broker.settings import PriorityClass
 
 app = group("run", "Run pipelines, watch them, fetch what they made.")
@@ -46,7 +51,6 @@ Key = Annotated[
         help="The same key asks for the same thing only once; `auto`: a new one, against lost answers.",
     ),
 ]
-Attempt = Annotated[int | None, typer.Option("--attempt", min=1, help="An earlier attempt; else the newest.")]
 
 
 @app.command(
@@ -245,135 +249,6 @@ def retry(
     emit(found, lambda: run_views.run_view(found), as_json=as_json)
 
 
-@app.command(
-    epilog=examples(
-        "broker run logs run-7h2k trainer --follow",
-        "broker run logs run-7h2k trainer --error --tail 4096",
-        "broker run logs run-7h2k trainer --level warning --search cuda",
-    )
-)
-def logs(
-    ctx: typer.Context,
-    run: RunId,
-    component: Annotated[str, typer.Argument(help="A component of the run.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the log is complete.")] = False,
-    error: Annotated[
-        bool, typer.Option("--error", help="Only what the program wrote to standard error.")
-    ] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Slurm's own log of the job.")] = False,
-    attempt: Attempt = None,
-    tail: Annotated[
-        int | None, typer.Option("--tail", min=1, metavar="BYTES", help="Begin this far from the end.")
-    ] = None,
-    level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"] | None,
-        typer.Option("--level", help="Only lines of this level or above."),
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option("--search", metavar="TEXT", help="Only lines with this text, in any case.")
-    ] = None,
-    interval: Interval = 1.0,
-    as_json: Json = False,
-) -> None:
-    """Print a component's log, while it runs or afterwards (--json: one document for each piece)."""
-    stream = "slurm" if slurm else "error" if error else "output"
-    with api(ctx) as client:
-        where = client, run, component, stream, attempt, -(tail or 0)
-        if level or search:
-            reader: following.LogReader = following.LineReader(*where, level=level, text=search)
-        else:
-            reader = following.LogReader(*where)
-        start, printed = reader.offset, False
-
-        def write(text: str) -> None:
-            nonlocal printed
-            printed = True
-            if as_json:
-                print_json_line(_piece(reader, text))
-            else:
-                following.write_log(text)
-
-        following.follow_log(reader, interval, write, follow=follow)
-    if not printed:
-        if as_json:
-            print_json_line(_piece(reader, ""))
-        else:
-            nothing = "The log is empty" if reader.offset == start else "No line of the log is like that"
-            message(nothing + ("." if reader.complete else " so far."), style="bright_black")
-
-
-@app.command(epilog=examples("broker run script run-7h2k", "broker run script run-7h2k --json"))
-def script(ctx: typer.Context, run: RunId, attempt: Attempt = None, as_json: Json = False) -> None:
-    """Show exactly what was submitted: each job's script, and the one that submitted them."""
-    with api(ctx) as client:
-        found = client.get(f"/runs/{run}/script", attempt=attempt)
-    emit(
-        found,
-        lambda: Group(
-            scripts(found["jobs"]),
-            Text(f"── submission of attempt {found['attempt']}  {found['plan_hash']}", style="bold cyan"),
-            Text(harmless(found["submission"])),
-        ),
-        as_json=as_json,
-    )
-
-
-@app.command(epilog=examples("broker run events run-7h2k", "broker run events run-7h2k --follow --json"))
-def events(
-    ctx: typer.Context,
-    run: RunId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
-    interval: Interval = 1.0,
-    as_json: Json = False,
-) -> None:
-    """List what happened to a run, in order (--json: one document a line)."""
-    with api(ctx) as client:
-        seen = _print_events(client, run, 0, as_json=as_json)
-        if follow:
-
-            def more(_before: dict[str, Any] | None, _now: dict[str, Any]) -> None:
-                nonlocal seen
-                seen = _print_events(client, run, seen, as_json=as_json)
-
-            following.wait(client, run, interval_s=interval, show=more)
-
-
-@app.command(
-    epilog=examples(
-        "broker run outputs run-7h2k", "broker run outputs run-7h2k --download results/ --component trainer"
-    )
-)
-def outputs(
-    ctx: typer.Context,
-    run: RunId,
-    download: Annotated[
-        Path | None,
-        typer.Option("--download", "-d", metavar="DIR", help="Fetch the files into this folder, verified."),
-    ] = None,
-    component: Annotated[str | None, typer.Option("--component", "-c", help="Only this component's.")] = None,
-    attempt: Attempt = None,
-    as_json: Json = False,
-) -> None:
-    """List the stored files of a run, or fetch them (DIR/COMPONENT/PATH) and check each one's SHA-256."""
-    with api(ctx) as client:
-        files = client.get(f"/runs/{run}/outputs", attempt=attempt)
-    chosen = [file for file in files if component in (None, file["component"])]
-    if download is None:
-        emit(chosen, lambda: _files(chosen), as_json=as_json)
-        return
-    wanted = [
-        transfers.Download(
-            file["url"],
-            transfers.inside(download, file["component"], file["path"]),
-            file["size"],
-            file["sha256"],
-        )
-        for file in chosen
-    ]
-    fetched = transfers.fetch_all(wanted, quiet=as_json)
-    emit([_fetched(one) for one in fetched], lambda: transfers.summary(fetched), as_json=as_json)
-
-
 def _pipeline(client: Api, name: str, version: str) -> dict[str, Any]:
     """Which pipeline and version a run is of; a file is stored first."""
     if name == "-" or Path(name).is_file():
@@ -405,41 +280,3 @@ def _wait(
     message(run_views.verdict(found), style="green" if good else "red")
     if not good:
         raise typer.Exit(RUN_NOT_SUCCEEDED)
-
-
-def _piece(reader: following.LogReader, text: str) -> dict[str, Any]:
-    return {
-        "component": reader.component,
-        "stream": reader.stream,
-        "next_offset": reader.offset,
-        "complete": reader.complete,
-        "text": text,
-    }
-
-
-def _print_events(client: Api, run: str, seen: int, *, as_json: bool) -> int:
-    while found := client.get(f"/runs/{run}/events", after=seen):
-        for event in found:
-            if as_json:
-                print_json_line(event)
-            else:
-                data = ", ".join(
-                    f"{key}={value}" for key, value in event["data"].items() if value is not None
-                )
-                stdout().print(
-                    Text(f"{event['seq']:>4}  {when(event['at'])}  {event['type']:<22} {harmless(data)}")
-                )
-            seen = event["seq"]
-    return seen
-
-
-def _files(files: list[dict[str, Any]]) -> Any:
-    return table(
-        ("COMPONENT", "PATH", "SIZE>", "SHA-256"),
-        ((file["component"], file["path"], size(file["size"]), file["sha256"]) for file in files),
-        empty="Nothing is stored (yet).",
-    )
-
-
-def _fetched(one: transfers.Fetched) -> dict[str, Any]:
-    return {"path": str(one.target), "size": one.size, "sha256": one.sha256, "already_there": one.present}

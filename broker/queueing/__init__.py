@@ -2,6 +2,7 @@
 
 order.py      pure. Which waiting job comes before which; requests in words
 reasons.py    pure. Slurm's reason, dependencies, holds → one sentence, English and Korean
+slurm_reasons.py  pure. Slurm's own reasons and limits, in both languages
 wishes.py     pure. What a wish (high, a number, before a run, …) means for each job; whether it came true
 tables.py     the last look at each cluster's queue, and the wish that stands for a run
 snapshot.py   stores that look, which the tracker hands over; finds wishes that no longer stand

@@ -15,7 +15,7 @@ from broker.db import utcnow
 from broker.identity import Principal
 from broker.identity.tables import UserRow
 from broker.queueing.order import Candidate, Rank, in_order, in_words, largest, rank_of, unmet
-from broker.queueing.reasons import Waiting, Why, explain, reason_word
+from broker.queueing.reasons import Waiting, explain
 from broker.queueing.schemas import (
     PriorityParts,
     QueueEntry,
@@ -25,6 +25,7 @@ from broker.queueing.schemas import (
     WhyView,
 )
 from broker.queueing.service import change_view
+from broker.queueing.slurm_reasons import Why, reason_word
 from broker.queueing.snapshot import WAITING, Seen, stored
 from broker.queueing.tables import PriorityRow
 from broker.runs.priority import LEVEL_KO, Level

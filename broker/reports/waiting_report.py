@@ -15,7 +15,7 @@ from broker.accounting.waiting_tables import AccountingQueueRow
 from broker.db import utcnow
 from broker.queueing.listing import explanations
 from broker.queueing.order import in_words
-from broker.queueing.reasons import Why, of_slurm
+from broker.queueing.slurm_reasons import Why, of_slurm
 from broker.reports.measures import Sums
 from broker.reports.merging import merged
 from broker.reports.wanted import Group, Scope, Wanted

@@ -32,11 +32,11 @@ from broker.runs import journal
 from broker.runs.events import emit
 from broker.runs.service import effective_spec, stored_spec
 from broker.runs.settling import settle
+from broker.runs.sightings import read_marker
 from broker.runs.states import JobState, RunState
 from broker.runs.submission import back_off
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import collecting, store_failed, stored
-from broker.runs.tracking import read_marker
 from broker.spec import PipelineSpec, canonical
 from broker.text import unstorable
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.queueing.reasons import Waiting, Why, explain, of_slurm, reason_word
+from broker.queueing.reasons import Waiting, explain
+from broker.queueing.slurm_reasons import Why, of_slurm, reason_word
 
 # The words that each release's own library can print for a job's reason (job_state_reason_string).
 RELEASES: dict[str, list[str]] = json.loads((Path(__file__).parent / "slurm_reasons.json").read_text())

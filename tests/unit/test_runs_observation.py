@@ -15,8 +15,8 @@ from broker.runs.observation import (
     parse_marker,
     unseen,
 )
+from broker.runs.sightings import began
 from broker.runs.states import JobState
-from broker.runs.tracking import began
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DEADLINE = timedelta(hours=1)

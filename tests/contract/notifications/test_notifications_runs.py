@@ -12,9 +12,10 @@ from broker.notifications.tables import NotificationRow
 from broker.runs.events import emit
 from broker.runs.observation import Sighting
 from broker.runs.settling import settle
+from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
-from broker.runs.tracking import Tracker, write_sighting
+from broker.runs.tracking import Tracker
 from tests.api_support import Api, context
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from broker.db import utcnow
 from broker.runs.observation import Sighting
+from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
-from broker.runs.tracking import write_sighting
 from broker.runs.views import newest_jobs
 from tests.watching import Desk
 
