@@ -8,6 +8,8 @@ Verified on 22.05, 24.11 and 26.05:
 - Without `-a` a job's batch step is left out, where the program runs that was not started by srun.
 - A step on a node that does not answer costs 20 s (2 × `MessageTimeout`), each: the whole call has a limit,
   and what came before it counts, but for the job that was told of last: it may have steps that were not.
+- Of a step whose nodes do not all answer there is no row, and a complaint that names it (`StepId=4.0`); the
+  job's other steps have theirs. Such a job counts as not told of: a part of its steps would be a small job.
 - `TRESUsageInTot` is the sum over a step's tasks: of `cpu` since its start, of `mem` at the last sample
   (`JobAcctGatherFrequency`). A step that was not sampled yet shows 0 for everything: that is no measurement.
 """
@@ -30,6 +32,7 @@ LIMIT_S = 25
 """How long one sstat may take; what it has said by then is read."""
 _FIELDS = ("JobID", "NTasks", "AveCPU", "AveRSS", "TRESUsageInTot")
 _UNSAMPLED = (None, None, None, None)
+_SILENT = re.compile(r"\bStepId=(\d{1,10})")
 _STEP = re.compile(r"(\d+)(?:[_+]\d+)?\.(\w+(?:\+\d+)?)")
 
 
@@ -79,7 +82,8 @@ class RunningUsage(Command[tuple[tuple[StepUsage, ...], tuple[str, ...]]]):
         found, bad = table(decoded(done.stdout), "|", len(_FIELDS), _step)
         if done.rc == 124 and found:  # a part of a job's steps would be a small job
             found = [step for step in found if step.job_id != found[-1].job_id]
-        return tuple(found), tuple(bad)
+        partly = {int(job_id) for job_id in _SILENT.findall(decoded(done.stderr))}
+        return tuple(step for step in found if step.job_id not in partly), tuple(bad)
 
 
 def _step(fields: Sequence[str]) -> StepUsage:

@@ -205,6 +205,15 @@ def test_sstat_tells_each_running_step_of_an_own_job_and_of_no_other(recorded: R
     assert (batch.gpu_util, batch.gpu_memory_mib) == (None, None)
 
 
+def test_a_job_of_which_a_node_is_silent_is_unknown_not_small(recorded: Recordings) -> None:
+    """sstat leaves out the step over both nodes and tells the batch step alone: a sixth of the job."""
+    command, answer = recorded.read("usage/running_usage_silent_node")
+    wide, other = command.ids  # type: ignore[attr-defined]
+    assert f"{wide}.batch|" in answer.stdout.decode()
+    steps, _ = recorded.parse("usage/running_usage_silent_node")
+    assert {one.job_id for one in steps} == {other}, "a stranger's silent node costs nobody else's figures"
+
+
 def test_sstat_of_unknown_jobs_is_empty_and_of_a_silent_controller_an_error(recorded: Recordings) -> None:
     assert recorded.parse("usage/running_usage_of_none") == ((), ())
     with pytest.raises(Unreachable):
