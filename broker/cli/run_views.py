@@ -130,9 +130,11 @@ def progress(job: Json) -> str:
         of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
         parts.append(f"{100 * found['fraction']:.0f} %{of}")
     if end := job.get("expected_end"):
-        parts.append(_ENDS[end["source"]].format(when(end["at"]), end["runs"]))
+        start = "this start " if end["another_start"] and end["source"] == "time_limit" else ""
+        parts.append(start + _ENDS[end["source"]].format(when(end["at"]), end["runs"]))
         if end["at"] > end["limit"]:
-            parts.append(f"its limit is {when(end['limit'])}")
+            whose = "this start's" if end["another_start"] else "its"
+            parts.append(f"{whose} limit is {when(end['limit'])}")
     return ", ".join(parts)
 
 

@@ -48,8 +48,8 @@ def _jobs(jobs: Sequence[Json]) -> RenderableType:
                 job["state"],
                 _cores(job["cpu_cores"]),
                 _memory(job["memory_mib"]),
-                _percent(job) if job["gpus_allocated"] != 0 else "",
-                _memory(job["gpu_memory_mib"]) if job["gpus_allocated"] != 0 else "",
+                _percent(job) + _part(job) if job["gpus_allocated"] != 0 else "",
+                _memory(job["gpu_memory_mib"]) + _part(job) if job["gpus_allocated"] != 0 else "",
                 ", ".join(sorted(_sources(job))),
                 when(job["taken_at"]) if job["taken_at"] else "never",
             )
@@ -82,6 +82,16 @@ def _percent(job: Json) -> str:
         return UNKNOWN
     mean = f" (mean {job['gpu_util_mean']:.0f} %)" if job["gpu_util_mean"] is not None else ""
     return f"{job['gpu_util']['used']:.0f} %{mean}"
+
+
+def _part(job: Json) -> str:
+    """Of how many of its GPUs the figures are, where not of all.
+
+    >>> _part({"gpus_measured": 2, "gpus_allocated": 4})
+    ' (of 2 of 4 GPUs)'
+    """
+    known, all_ = job["gpus_measured"], job["gpus_allocated"]
+    return f" (of {known} of {all_} GPUs)" if known and known < all_ else ""
 
 
 def _gpus(jobs: Sequence[Json]) -> RenderableType:

@@ -65,6 +65,9 @@ class JobUsageView(BaseModel):
     gpu_util_mean: float | None = Field(description="… and over all looks in this start of the job")
     gpu_memory_mib: FigureView | None
     gpus_allocated: int | None
+    gpus_measured: int | None = Field(
+        description="GPUs that the GPU figures are of; fewer than it has: they are of a part (a silent node)"
+    )
     gpus: list[GpuUseView]
     history: list[UsagePoint]
 

@@ -12,6 +12,7 @@ from broker.db import utcnow
 from broker.errors import InvalidRequest, Problem
 from broker.identity import Principal
 from broker.resources.job_usage import newest, over_time, span_for, step_and_span
+from broker.resources.usage import Source
 from broker.resources.usage_schemas import FigureView, GpuUseView, JobUsageView, RunUsageView, UsagePoint
 from broker.runs.measured import JobUsageRow
 from broker.runs.states import JobState
@@ -84,6 +85,7 @@ def _job(
         gpu_util_mean=None if mean is None else round(mean, 2),
         gpu_memory_mib=_figure(use.get("gpu_memory_mib"), _gpu_memory(use), now),
         gpus_allocated=look.gpus if look else None,
+        gpus_measured=_measured(use, look.gpus) if look else None,
         gpus=[_gpu(gpu) for gpu in use.get("gpus", ())],
         history=history,
     )
@@ -110,6 +112,12 @@ def _gpu_memory(use: Mapping[str, Any]) -> float | None:
         for gpu in use.get("gpus", ())
     }
     return sum(totals.values()) if totals and None not in totals.values() else None
+
+
+def _measured(use: Mapping[str, Any], allocated: int) -> int:
+    """GPUs of which something is known; one figure of Slurm's is of all."""
+    known = [gpu for gpu in use.get("gpus", ()) if gpu["util"] is not None or gpu["memory_used"] is not None]
+    return allocated if any(gpu["source"] == Source.SLURM for gpu in known) else len(known)
 
 
 def _gpu(stored: Mapping[str, Any]) -> GpuUseView:

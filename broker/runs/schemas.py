@@ -69,7 +69,9 @@ class JobView(BaseModel):
     signal: int | None
     restarts: int
     nodes: str | None
-    resources: dict[str, Any] = Field(description="gpu_type, gpu_count, memory_mib, cpus, time_s")
+    resources: dict[str, Any] = Field(
+        description="gpu_type, gpu_count, memory_mib, cpus, time_s; start_s where one start takes less of it"
+    )
     submitted_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None

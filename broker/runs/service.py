@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from broker.audit import record
-from broker.compiler import RunIdentity, job_name
+from broker.compiler import ClusterProfile, RunIdentity, job_name
+from broker.compiler.sbatch_args import start_limit, time_limit
 from broker.context import Context
 from broker.db import new_id, utcnow
 from broker.db.locks import exclusive
@@ -103,7 +104,7 @@ def create_run(ctx: Context, principal: Principal, request: RunRequest, once: On
         session.flush()
         identity = run_identity(run, principal.username)
         jobs = [
-            _new_job(run, spec, position, component, job_name(profile, identity, component))
+            _new_job(run, spec, position, component, identity, profile)
             for position, component in enumerate(topological(spec))
         ]
         session.add_all(jobs)
@@ -151,16 +152,26 @@ def run_identity(run: RunRow, username: str) -> RunIdentity:
     )
 
 
-def _new_job(run: RunRow, spec: PipelineSpec, position: int, component: str, name: str) -> JobRow:
+def _new_job(
+    run: RunRow,
+    spec: PipelineSpec,
+    position: int,
+    name: str,
+    identity: RunIdentity,
+    profile: ClusterProfile,
+) -> JobRow:
+    component = next(c for c in spec.components if c.name == name)
+    limit = start_limit(component.resources, profile.for_run(run.tenant, run.priority_class))
+    several = {"start_s": limit} if limit < time_limit(component.resources) else {}
     return JobRow(
         id=new_id("job"),
         run_id=run.id,
-        component=component,
+        component=name,
         position=position,
         attempt=run.attempt,
-        name=name,
+        name=job_name(profile, identity, name),
         state=JobState.INTENDED,
-        resources=_resources(next(c for c in spec.components if c.name == component)),
+        resources=_resources(component) | several,
     )
 
 
@@ -314,7 +325,7 @@ def start_attempt(
     again = [name for name in order if name in wanted]
     for position, name in enumerate(order):
         if name in wanted:
-            session.add(_new_job(run, spec, position, name, job_name(profile, identity, name)))
+            session.add(_new_job(run, spec, position, name, identity, profile))
     begin_attempt(session, run)
     emit(session, run, "run_retried", attempt=run.attempt, components=again)
     return again

@@ -102,12 +102,29 @@ def test_every_node_of_a_job_has_its_sampler_and_an_old_file_tells_nothing(world
     assert job["gpu_util"]["used"] == 50
     assert world.gauge.nodes(utcnow()) == {"n1": (1.8, 2), "n2": (0.2, 2)}
     assert world.gauge.nodes(utcnow() + timedelta(hours=1)) == {}
+    assert job["gpus_measured"] == job["gpus_allocated"] == 4
     old = utcnow() - 30 * MINUTE
     world.sample(run_id, line(0, 100, at=old), line(1, 80, at=old))
     world.sample(run_id, line(0, 100, at=old), node=1)
     world.host.rows[42] = "00:40:00", 4 << 30
     world.tick()
     assert world.usage(run_id)["gpu_util"] is None
+
+
+def test_figures_of_a_part_of_a_jobs_gpus_say_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = world.run_of("ann", 42, gpus=4, nodes=("n1", "n2"))
+    world.sample(run_id, line(0, 100, 30000), line(1, 80, 10000))  # the other node's sampler is silent
+    world.tick()
+    job = world.usage(run_id)
+    assert (job["gpus_measured"], job["gpus_allocated"], job["gpu_util"]["used"]) == (2, 4, 90)
+    with served(world.api) as port:
+        monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("BROKER_TOKEN", world.api.tokens["ann"])
+        monkeypatch.setenv("COLUMNS", "250")
+        assert main(["run", "usage", run_id]) == 0
+    assert "90 % (mean 90 %) (of 2 of 4 GPUs)" in capsys.readouterr().out
 
 
 def test_slices_are_read_with_their_memory(world: World) -> None:

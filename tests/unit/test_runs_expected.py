@@ -39,6 +39,19 @@ def test_the_best_that_is_known_says_when_it_ends(
     assert found.runs == (4 if source == "history" else None)
 
 
+def test_what_takes_several_starts_is_ended_by_the_limit_of_one_and_goes_on() -> None:
+    day = timedelta(days=1)
+    ends = [
+        expected_end(START, 3 * 86400, progress, None, START + 41 * MINUTE, start_s)
+        for progress, start_s in ((None, 86400), (at_half_after(40), 86400), (None, None))
+    ]
+    assert [(end.source, end.limit - START, end.another_start) for end in ends] == [
+        ("time_limit", day, True),
+        ("progress", day, True),
+        ("time_limit", 3 * day, False),
+    ]
+
+
 def test_one_long_run_does_not_make_the_usual_time() -> None:
     assert usual([60.0, 80.0, 86400.0]) == Usual(seconds=80, runs=3)
     assert usual([]) is None

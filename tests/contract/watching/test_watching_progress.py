@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.views import newest_jobs
-from tests.watching import Desk
+from tests.watching import Desk, make_desk
 
 
 def test_progress_comes_from_the_programs_own_file_and_is_shown_with_the_run(desk: Desk) -> None:
@@ -102,3 +103,12 @@ def _ran_before(desk: Desk, took: timedelta) -> None:
             job.state, job.started_at, job.ended_at = JobState.COMPLETED, utcnow() - took, utcnow()
             if job.component == "trainer":
                 job.ended_at = job.started_at + took
+
+
+def test_the_limit_is_that_of_one_start_where_the_class_gives_no_more(tmp_path: Path) -> None:
+    for desk in make_desk(tmp_path, classes={"training": {"max_wall_s": 600}}):
+        job = desk.view()
+        assert job["resources"]["start_s"] == 600 < (job["resources"]["time_s"] or 3600)
+        end = job["expected_end"]
+        took = datetime.fromisoformat(end["limit"]) - datetime.fromisoformat(job["started_at"])
+        assert (took, end["another_start"], end["source"]) == (timedelta(seconds=600), True, "time_limit")
