@@ -7,7 +7,11 @@ only what an item is made of (`pricing.Item`) is looked at one by one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
+from itertools import compress
+from operator import mul
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -24,12 +28,101 @@ _CLASS, _LINE = "cost_class", "cost_line"
 class Priced(NamedTuple):
     """All that decides about one resource in a class of rows."""
 
+    resource: Resource
     fate: Fate
     place: Place
     price: Price | None
 
 
-def items_of(
+@dataclass(frozen=True)
+class Costs:
+    """Use added up by line and by class: rows of one class are priced alike for every resource.
+
+    `made`: sums by (line, class); `priced`: of each resource, how each class is, None where it is not to be
+    paid for. A line without any use of what is to be paid for is none.
+    """
+
+    by: Sequence[str]
+    made: Grouped
+    priced: Mapping[Resource, Sequence[Priced | None]]
+
+    @cached_property
+    def _rows(self) -> tuple[list[int], list[int], dict[Resource, list[int]]]:
+        """Line, class and sums of each row: in the order of lines."""
+        lines, classes = _split(self.made)
+        sums = {one: self.made.columns[SUM_OF[one]].to_pylist() for one in self.priced}
+        return lines.to_pylist(), classes.to_pylist(), sums
+
+    @cached_property
+    def lines(self) -> list[int]:
+        """The lines there are, in the order of their keys."""
+        lines, classes, sums = self._rows
+        used = [False] * len(lines)
+        for resource, known in self.priced.items():
+            paid = [one is not None for one in known]
+            used = [
+                had or (amount != 0 and paid[at])
+                for had, amount, at in zip(used, sums[resource], classes, strict=True)
+            ]
+        return list(dict.fromkeys(compress(lines, used)))
+
+    def amounts(self, *fates: Fate) -> list[int | None]:
+        """What each of `lines` costs, in parts of the currency (`pricing.PARTS`); None: nothing in it has a
+        price and came to one of these ends.
+        """
+        lines, classes, sums = self._rows
+        places = range(len(next(iter(self.priced.values()))))
+        found: dict[int, int] = {}
+        rates = {one: [_rate(known[at], fates) for at in places] for one, known in self.priced.items()}
+        for resource, of_class in rates.items():
+            if all(rate is None for rate in of_class):
+                continue
+            amounts = sums[resource]
+            has = [rate is not None for rate in of_class]
+            counts = [amount and has[at] for amount, at in zip(amounts, classes, strict=True)]
+            prices = [rate or 0 for rate in of_class]
+            costs = map(mul, compress(amounts, counts), [prices[at] for at in compress(classes, counts)])
+            for line, cost in zip(compress(lines, counts), costs, strict=True):
+                found[line] = found.get(line, 0) + cost
+        return [found.get(line) for line in self.lines]
+
+    def items(self, lines: Sequence[int] | None = None) -> list[Item]:
+        """The items of these lines (None: of all), in no order."""
+        made = self.made
+        if lines is not None:
+            known = pc.is_in(_split(made)[0], pa.array(lines, pa.int64()))
+            columns = {name: column.filter(known) for name, column in made.columns.items()}
+            made = replace(made, keys=made.keys.filter(known), columns=columns)
+        return _items(made, self.by, self.priced)
+
+    def whole(self) -> list[Item]:
+        """The items of all lines together."""
+        classes = _split(self.made)[1]
+        table = pa.table({_CLASS: classes, **self.made.columns})
+        return _items(group(table, (_CLASS,), list(self.made.columns)), (), self.priced)
+
+    def key(self, line: int) -> tuple[str, ...]:
+        """What a line is called in each dimension."""
+        labels = self.made.labels_of(line * len(self.made.labels[-1]))
+        return tuple(days.label(name, label) for name, label in zip(self.by, labels[:-1], strict=True))
+
+
+def _split(made: Grouped) -> tuple[Any, Any]:
+    """The line and the class of each key."""
+    order: Sequence[Any] = made.labels[-1]
+    lines = pc.divide(made.keys, max(len(order), 1))
+    places = pc.subtract(made.keys, pc.multiply(lines, len(order)))
+    return lines, pc.take(pa.array(order, pa.int64()), places)
+
+
+def _rate(one: Priced | None, fates: Sequence[Fate]) -> int | None:
+    """What one of the sum costs, in parts of the currency."""
+    if one is None or one.price is None or one.fate not in fates:
+        return None
+    return Item((), one.fate, one.resource, one.place, one.price, 1).parts
+
+
+def costs_of(
     table: pa.Table,
     by: Sequence[str],
     book: PriceBook,
@@ -37,8 +130,8 @@ def items_of(
     starts: Sequence[date],
     *,
     places: bool = True,
-) -> list[Item]:
-    """The items of each line, in no order.
+) -> Costs:
+    """The costs of what was used.
 
     `table` has the dimensions of `by`, the parts of places that prices name, `outcome`, the sums, and `SPAN`:
     the place among `starts`, between which no price changes. Without `places` nothing says where what is
@@ -57,8 +150,7 @@ def items_of(
     of_row = pc.take(pa.array(of_combination, pa.int64()), codes)
     sums = [SUM_OF[one] for one in counted]
     made = group(table.append_column(_CLASS, of_row), (*by, _CLASS), sums)
-    priced = {one: [known[at] for known in classes] for at, one in enumerate(counted)}
-    return _items(made, by, priced)
+    return Costs(by, made, {one: [known[at] for known in classes] for at, one in enumerate(counted)})
 
 
 def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tuple[Any, ...]]]:
@@ -81,16 +173,15 @@ def _priced(
         return None
     at = where(resource, place)
     price = book.holding(resource, at, day)
-    return Priced(what, price.place if price else at if places else Place(), price)
+    return Priced(resource, what, price.place if price else at if places else Place(), price)
 
 
 def _items(
     made: Grouped, by: Sequence[str], priced: Mapping[Resource, Sequence[Priced | None]]
 ) -> list[Item]:
     """Per resource, what is priced the same in one line added up."""
-    order: Sequence[Any] = made.labels[-1]
-    lines = pc.divide(made.keys, max(len(order), 1))
-    classes = pc.take(pa.array(order, pa.int64()), pc.subtract(made.keys, pc.multiply(lines, len(order))))
+    lines, classes = _split(made)
+    width = len(made.labels[-1])
     items: list[Item] = []
     texts: dict[int, tuple[str, ...]] = {}
     for resource, known in priced.items():
@@ -105,7 +196,7 @@ def _items(
             if not amount or one is None:
                 continue
             if line not in texts:
-                labels = made.labels_of(line * len(order))
+                labels = made.labels_of(line * width)
                 texts[line] = tuple(
                     days.label(name, label) for name, label in zip(by, labels[:-1], strict=True)
                 )

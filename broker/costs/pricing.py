@@ -283,11 +283,31 @@ _DIGITS: Final = {**dict.fromkeys(_NONE, 0), **dict.fromkeys(_THREE, 3)}
 """Digits after the point (ISO 4217, minor unit) where they are not two."""
 
 
+def in_units(parts: Iterable[int | None], currency: str) -> list[int | None]:
+    """Amounts in parts of the currency (`PARTS`) as numbers of its least unit; rounded as `rounded` does.
+
+    >>> in_units([PARTS * 5 // 2, PARTS * 7 // 2, PARTS // 3, None], "KRW")
+    [2, 4, 0, None]
+    """
+    unit = PARTS // 10 ** digits_of(currency)
+    half = unit // 2  # of an even number
+    # a half and more is carried, but for a half exactly where the number before it is even
+    return [
+        None if one is None else (one + half) // unit - (one % unit == half and one // unit % 2 == 0)
+        for one in parts
+    ]
+
+
+def digits_of(currency: str) -> int:
+    """Digits after the point."""
+    return _DIGITS.get(currency, 2)
+
+
 def rounded(amount: Fraction, currency: str) -> Decimal:
     """An amount in the currency's least unit; a half goes to the even neighbour, so that errors even out.
 
     >>> rounded(Fraction(5, 2), "KRW"), rounded(Fraction(1, 3), "USD"), rounded(Fraction(7, 2), "KRW")
     (Decimal('2'), Decimal('0.33'), Decimal('4'))
     """
-    digits = _DIGITS.get(currency, 2)
+    digits = digits_of(currency)
     return Decimal(round(amount * 10**digits)).scaleb(-digits)

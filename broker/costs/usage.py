@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.buckets import allocated
 from broker.accounting.tables import AccountingJobRow
-from broker.costs.columns import OUTCOME, SPAN, items_of
+from broker.costs.columns import OUTCOME, SPAN, Costs, costs_of
 from broker.costs.pricing import SUM_OF, Item, Place, PriceBook, Resource, Use, fate, itemized
 from broker.reports import days
 from broker.reports.jobs import has_type
@@ -56,13 +56,21 @@ def items(
     """The use of a period, priced, in no order. `places`: say where what is unpriced was."""
     if RUN in wanted.by:
         return itemized(pricing.book, _of_runs(session, wanted, scope, pricing))
+    found = of_days(session, wanted, scope, pricing, places=places)
+    return found.items() if found is not None else []
+
+
+def of_days(
+    session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, *, places: bool = False
+) -> Costs | None:
+    """The use of a period by the sums of days (not by run), priced; None: there was none."""
     starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
     columns = [*SUM_OF.values(), *pricing.book.parts(), OUTCOME]
     spans = {SPAN: lambda day: bisect_right(starts, day) - 1}
     table = days.rows(session, "days", wanted, scope, columns, spans)
     if table is None:
-        return []
-    return items_of(table, wanted.by, pricing.book, pricing.exempt, starts, places=places)
+        return None
+    return costs_of(table, wanted.by, pricing.book, pricing.exempt, starts, places=places)
 
 
 def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) -> Iterator[Use]:

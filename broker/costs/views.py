@@ -12,11 +12,22 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.tables import AccountingJobRow
 from broker.compiler import ClusterProfile
+from broker.costs.columns import Costs
 from broker.costs.estimate import estimated
-from broker.costs.pricing import PARTS, PER_HOUR, Fate, Item, Resource, itemized, rounded
+from broker.costs.pricing import (
+    PARTS,
+    PER_HOUR,
+    Fate,
+    Item,
+    Resource,
+    digits_of,
+    in_units,
+    itemized,
+    rounded,
+)
 from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of
-from broker.costs.usage import Pricing, items, of_job
+from broker.costs.usage import RUN, Pricing, items, of_days, of_job
 from broker.db import utcnow
 from broker.reports.sources import read_up_to
 from broker.reports.wanted import PERIODS, Scope, Wanted
@@ -38,25 +49,61 @@ def view_costs(
     session: Session, wanted: Wanted, scope: Scope, settings: CostSettings, limit: int
 ) -> CostView:
     """Costs of a period by line: in the order of time where that is asked for, else the most first."""
-    pricing = pricing_of(session, settings)
-    found = items(session, wanted, scope, pricing)
-    lines = [
-        _line(dict(zip(wanted.by, key, strict=True)), of, settings.currency) for key, of in by_line(found)
-    ]
-    if not any(name in PERIODS for name in wanted.by):
-        lines.sort(key=lambda line: (line.amount is None, -(line.amount or 0), tuple(line.key.values())))
+    pricing, currency = pricing_of(session, settings), settings.currency
+    if RUN in wanted.by:
+        lines, left_out, total = _of_items(items(session, wanted, scope, pricing), wanted, currency, limit)
+    else:
+        costs = of_days(session, wanted, scope, pricing)
+        lines, left_out, total = _of_costs(costs, wanted, currency, limit)
     return CostView(
-        currency=settings.currency,
+        currency=currency,
         since=wanted.since,
         until=wanted.until,
         by=wanted.by,
         filters=dict(wanted.filters),
         scope=str(scope),
-        lines=lines[:limit],
-        left_out=max(0, len(lines) - limit),
-        total=_total(lines, found),
+        lines=lines,
+        left_out=left_out,
+        total=total,
         sources=read_up_to(session),
     )
+
+
+_Shown = tuple[list[CostLine], int, CostLine]
+"""The lines up to the limit, how many there are beyond, and the total of all."""
+
+
+def _of_items(found: Sequence[Item], wanted: Wanted, currency: str, limit: int) -> _Shown:
+    lines = [_line(dict(zip(wanted.by, key, strict=True)), of, currency) for key, of in by_line(found)]
+    lines.sort(key=lambda line: (line.amount is None, -(line.amount or 0), tuple(line.key.values())))
+    return lines[:limit], max(0, len(lines) - limit), _total(lines, found)
+
+
+def _of_costs(costs: Costs | None, wanted: Wanted, currency: str, limit: int) -> _Shown:
+    """There may be hundreds of thousands of lines: each is rounded, for it counts in the total; only those
+    that are shown become more than numbers.
+    """
+    if costs is None:
+        return [], 0, _total([], [])
+    fates = {"amount": (Fate.OWN, Fate.FAULT), "faults": (Fate.FAULT,), "exempt": (Fate.EXEMPT,)}
+    units = {name: in_units(costs.amounts(*of), currency) for name, of in fates.items()}
+    order: Sequence[int] = range(len(costs.lines))
+    if not any(name in PERIODS for name in wanted.by):
+        amounts = units["amount"]
+        order = sorted(order, key=lambda at: (amounts[at] is None, -(amounts[at] or 0)))
+    shown = [costs.lines[at] for at in order[:limit]]
+    of_key = dict(by_line(costs.items(shown)))
+    lines = [
+        _line(dict(zip(wanted.by, key, strict=True)), of_key[key], currency) for key in map(costs.key, shown)
+    ]
+    digits = digits_of(currency)
+    whole = {
+        name: Decimal(sum(known)).scaleb(-digits)
+        if (known := [one for one in of if one is not None])
+        else None
+        for name, of in units.items()
+    }
+    return lines, len(order) - len(shown), CostLine(key={}, **whole, **_hours(costs.whole()))
 
 
 def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.costs.columns import SPAN, items_of
+from broker.costs.columns import SPAN, costs_of
 from broker.costs.pricing import (
     ANY,
+    PARTS,
     PER_HOUR,
     SUM_OF,
     Fate,
@@ -25,8 +26,10 @@ from broker.costs.pricing import (
     PriceBook,
     Resource,
     Use,
+    digits_of,
     fate,
     in_order,
+    in_units,
     itemized,
     rounded,
 )
@@ -235,8 +238,39 @@ def test_columns_are_priced_as_their_rows_are(
         for row in told
     ]
     if told:
-        found = items_of(pa.Table.from_pylist(told), by, book, exempt, starts)
-        assert sorted(found, key=in_order) == itemized(book, uses)
+        costs, one_by_one = (
+            costs_of(pa.Table.from_pylist(told), by, book, exempt, starts),
+            itemized(book, uses),
+        )
+        assert sorted(costs.items(), key=in_order) == one_by_one
+        of_lines: dict[tuple[str, ...], list[Item]] = {}
+        for item in one_by_one:
+            of_lines.setdefault(item.key, []).append(item)
+        assert list(map(costs.key, costs.lines)) == sorted(of_lines)
+        for fates in ((Fate.OWN, Fate.FAULT), (Fate.EXEMPT,)):
+            priced = [
+                [i.cost for i in of_lines[key] if i.price and i.fate in fates] for key in sorted(of_lines)
+            ]
+            expected = [sum((cost or 0 for cost in line), Fraction()) if line else None for line in priced]
+            amounts = costs.amounts(*fates)
+            assert [one if one is None else Fraction(one, PARTS) for one in amounts] == expected
+            for currency in ("KRW", "USD", "KWD"):
+                shown = [one if one is None else rounded(one, currency) for one in expected]
+                units = in_units(amounts, currency)
+                assert [u if u is None else Decimal(u).scaleb(-digits_of(currency)) for u in units] == shown
+        some = costs.lines[::2]
+        assert {item.key for item in costs.items(some)} == set(map(costs.key, some))
+        assert cost(costs.whole()) == cost(one_by_one)
+        assert unpriced(costs.whole()) == unpriced(one_by_one)
+
+
+@given(st.integers(0, 10**24), st.integers(-2, 2), st.sampled_from(["KRW", "USD", "KWD"]))
+def test_parts_are_rounded_as_fractions_are_halves_too(whole: int, beside: int, currency: str) -> None:
+    half = PARTS // 10 ** digits_of(currency) // 2
+    parts = max(0, whole // half * half + beside)
+    (unit,) = in_units([parts], currency)
+    assert unit is not None
+    assert Decimal(unit).scaleb(-digits_of(currency)) == rounded(Fraction(parts, PARTS), currency)
 
 
 def test_a_price_that_changes_at_midnight_splits_what_ran_over_it() -> None:
@@ -282,7 +316,7 @@ def test_who_goes_from_billing_units_to_cores_has_each_counted_in_its_time() -> 
     assert [(item.resource, item.cost) for item in items] == [(Resource.CORE, 5), (Resource.BILLING, 4)]
     none = {"gpu_s": 0, "mem_mib_s": 0, "outcome": "COMPLETED"}
     rows = [{"core_s": 3600, "billing_s": 7200, SPAN: span} | none for span in (0, 1)]
-    columns = items_of(pa.Table.from_pylist(rows), (), book, (), [FIRST, FIRST + timedelta(9)])
+    columns = costs_of(pa.Table.from_pylist(rows), (), book, (), [FIRST, FIRST + timedelta(9)]).items()
     assert sorted(columns, key=in_order) == items
 
 
