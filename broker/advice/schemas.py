@@ -29,7 +29,9 @@ class FindingView(BaseModel):
 
     resource: Resource
     rule: Rule
-    asked: str | int | None = Field(description="As a spec writes it; null: none is asked for")
+    asked: str | int | None = Field(
+        description="As a spec writes it, 0 GPUs where it names none; null: left to broker and cluster (CPUs)"
+    )
     suggested: str | int | None
     sbatch: str | None = Field(description="The option that asks for it, for jobs of one's own")
     text: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from broker.audit.tables import AuditRow
 from broker.identity import Role
 from tests.api_support import Api, context
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 CALLBACK = "/api/v1/auth/oidc/callback"
 APP = make_app()
 ROUTES: list[tuple[str, str, Any]] = [
@@ -87,6 +89,26 @@ def test_what_is_known_is_what_the_description_tells() -> None:
         operation = described[path][method.lower()]
         told = frozenset(one["name"] for one in operation.get("parameters", ()) if one["in"] == "query")
         assert path == CALLBACK or parameters_of(route.dependant) == told, (method, path)
+
+
+EXAMPLES = [
+    pytest.param(address, query, id=f"{page.stem}: {address}?{query}"[:90])
+    for page in sorted(DOCS.glob("*.md"))
+    for address, query in re.findall(r"(?:\$API|GET )(/[^?\s`\"]+)\?([^\s`\"]+)", page.read_text("utf-8"))
+]
+
+
+@pytest.mark.parametrize(("address", "query"), EXAMPLES)
+def test_what_the_documentation_asks_for_is_taken(address: str, query: str) -> None:
+    """Its examples name parameters that exist."""
+    asked = "/api/v1" + address.removeprefix("/api/v1")
+    fitting = [
+        route.dependant
+        for method, path, route in ROUTES
+        if method == "GET" and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), asked)
+    ]
+    known = {name for one in fitting for name in parameters_of(one) or ()}
+    assert {part.partition("=")[0] for part in query.split("&")} <= known
 
 
 def test_who_may_not_ask_is_told_that_first(api: Api) -> None:
