@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from broker.cli.options import Json, examples, group
 from broker.cli.output import emit, table
 from broker.cli.server import open_database
+
+if TYPE_CHECKING:
+    from broker.accounting.rebuild import Progress
 
 app = group("accounting", "The warehouse of all jobs that the reports are made of.")
 
@@ -33,21 +38,32 @@ def status(as_json: Json = False) -> None:
 def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
     """Make the sums per day anew from the jobs in the warehouse; Slurm is not asked.
 
-    It is one transaction: readers see the old sums until it ends. On SQLite nothing else can be written
-    meanwhile (1,000,000 jobs take minutes): stop `broker up` before.
+    Part by part, while the broker goes on working: each day is corrected at once, in a short transaction, so
+    a report shows it as it was or as it should be. Where it is stopped, begin again: what is right stays.
     """
-    from broker.accounting.archive import rebuild as make_anew
+    from broker.accounting.rebuild import rebuild as make_anew
 
+    holder = f"{socket.gethostname()}:{os.getpid()}"
     with open_database() as (config, database):
         done: dict[str, int] = {}
         for name in [config.cluster_name(cluster)] if cluster else list(config.clusters):
-            with database.write() as session:
-                done[name] = make_anew(session, name)
+
+            def tell(progress: Progress, name: str = name) -> None:
+                typer.echo(f"{name}: {_told(progress)}", err=True)
+
+            done[name] = make_anew(database, name, holder, tell).jobs
     emit(
         {"items": [{"cluster": name, "jobs": jobs} for name, jobs in done.items()]},
         lambda: table(("CLUSTER", "JOBS"), list(done.items()), empty="No cluster is configured."),
         as_json=as_json,
     )
+
+
+def _told(progress: Progress) -> str:
+    """How far a rebuild is: `42% (154 of 366 days), 9,300 jobs/s, 2 days corrected`."""
+    share, rate = progress.days / progress.of, progress.jobs / max(progress.seconds, 0.001)
+    days = f"{progress.days} of {progress.of} days"
+    return f"{share:.0%} ({days}), {rate:,.0f} jobs/s, {progress.changed} days corrected"
 
 
 def _table(items: list[dict[str, Any]]) -> Any:

@@ -1,0 +1,235 @@
+"""The sums of the days made anew from the jobs, while the worker goes on adding to them.
+
+Part by part, a fortnight each: what the days' sums should be and what they are is read at one moment (a
+snapshot, which holds up nobody), and the difference is added to each day in a short transaction of its own. A
+job that is stored or changes meanwhile adds its own difference; sums commute, so neither has to know of the
+other. Readers see a day as it was or as it should be, nothing in between. Where it ends early, some days are
+right and the others as they were; made anew once more, only these change.
+
+Two at once would both add the same difference: whoever holds the lease `rebuild:CLUSTER` works, the other
+waits for its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Final
+
+from sqlalchemy import Table, and_, delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from broker.accounting import packed
+from broker.accounting.archive import add_sums
+from broker.accounting.buckets import DAY_S, SUMS, DayKey, Sums, WaitKey, Who
+from broker.accounting.tables import (
+    AccountingDayRow,
+    AccountingJobRow,
+    AccountingPackedRow,
+    AccountingWaitRow,
+)
+from broker.db import Database
+from broker.db.leases import Lease, acquire, release, renew
+from broker.db.locks import exclusive
+
+PART_DAYS: Final = 14
+"""Days made at a time: their sums are in memory, and the jobs are read through once for them."""
+PACKED_DAYS: Final = 5
+TTL_S: Final = 30.0
+"""How long one that was killed keeps others from beginning."""
+_PAGE: Final = 1000
+_EPOCH: Final = date(1970, 1, 1).toordinal()
+_JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
+_DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
+_WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
+_PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
+_COUNTED: Final = tuple(column for column in _JOBS.columns if column.name != "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is. `jobs`: those submitted in the days that are done; `changed`: days that were not right;
+    `seconds`: since it began.
+    """
+
+    days: int
+    of: int
+    jobs: int
+    changed: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Errors:
+    """What the sums of some days lack (negative: have too much), and days that keep rows of nothing."""
+
+    sums: Sums
+    empty: set[date]
+    jobs: int
+
+    def by_day(self) -> Iterator[tuple[date, Sums]]:
+        """Each day of which anything is wrong."""
+        self.sums.settle()
+        found: dict[date, Sums] = {day: Sums() for day in self.empty}
+        for key, amounts in self.sums.days.items():
+            found.setdefault(key[0], Sums()).days[key] = amounts
+        for place, jobs in self.sums.waits.items():
+            found.setdefault(place[0], Sums()).waits[place] = jobs
+        yield from sorted(found.items(), key=lambda one: one[0])
+
+
+class _Kept:
+    """The lease, renewed as the work goes on."""
+
+    def __init__(self, db: Database, lease: Lease) -> None:
+        self._db, self.lease, self._renewed = db, lease, time.monotonic()
+
+    def keep(self) -> None:
+        """Renew it where that is due."""
+        if time.monotonic() - self._renewed > TTL_S / 3:
+            renew(self._db, self.lease, TTL_S)
+            self._renewed = time.monotonic()
+
+
+def rebuild(
+    db: Database, cluster: str, holder: str, tell: Callable[[Progress], None] = lambda _: None
+) -> Progress:
+    """Make the cluster's sums anew; `tell` hears of each part. `holder`: who does it (leases).
+
+    Raises `LeaseLost` where it was away for so long that another one took over.
+    """
+    began = time.monotonic()
+    with _alone(db, cluster, holder) as kept:
+        with _snapshot(db) as session:
+            parts = _parts(session, cluster)
+        done = Progress(0, len(parts) * PART_DAYS, 0, 0, 0.0)
+        for number, part in enumerate(parts, 1):
+            with _snapshot(db) as session:
+                errors = _errors(session, cluster, part, kept)
+            changed = 0
+            for day, sums in errors.by_day():
+                kept.keep()
+                with db.write() as session:
+                    kept.lease.confirm(session)
+                    _correct(session, cluster, day, sums)
+                changed += 1
+            _pack(db, cluster, part, kept)
+            jobs, wrong = done.jobs + errors.jobs, done.changed + changed
+            done = Progress(number * PART_DAYS, done.of, jobs, wrong, time.monotonic() - began)
+            tell(done)
+    return done
+
+
+@contextmanager
+def _alone(db: Database, cluster: str, holder: str) -> Iterator[_Kept]:
+    """The lease, waited for: another one works, or was killed less than `TTL_S` ago."""
+    while (lease := acquire(db, f"rebuild:{cluster}", holder, TTL_S)) is None:
+        time.sleep(1)
+    try:
+        yield _Kept(db, lease)
+    finally:
+        release(db, lease)
+
+
+@contextmanager
+def _snapshot(db: Database) -> Iterator[Session]:
+    """All that is read in it is of one moment."""
+    with db.read() as session:
+        if not db.is_sqlite:  # there every transaction is
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield session
+
+
+def _parts(session: Session, cluster: str) -> list[int]:
+    """The fortnights (since the epoch) that any job touches, or that have sums, in order."""
+    row, width = AccountingJobRow, PART_DAYS * DAY_S
+    query = select(
+        row.submit_at // width, row.end_at // width, row.start_at // width, row.counted_to // width
+    )
+    found: set[int] = set()
+    for submit, end, start, counted in session.execute(query.where(row.cluster == cluster).distinct()):
+        found |= {part for part in (submit, end) if part is not None}
+        if start is not None:
+            found |= set(range(start, (counted if counted is not None else start) + 1))
+    for table in (_DAYS, _WAITS):
+        days = session.scalars(select(table.c.day).where(table.c.cluster == cluster).distinct())
+        found |= {(day.toordinal() - _EPOCH) // PART_DAYS for day in days}
+    return sorted(found)
+
+
+def _days_of(part: int) -> tuple[date, date]:
+    """A part's first day, and the first after it."""
+    first = _EPOCH + part * PART_DAYS
+    return date.fromordinal(first), date.fromordinal(first + PART_DAYS)
+
+
+def _errors(session: Session, cluster: str, part: int, kept: _Kept) -> Errors:
+    """What is wrong with the sums of a part's days at one moment."""
+    begin, end = part * PART_DAYS * DAY_S, (part + 1) * PART_DAYS * DAY_S
+    sums, jobs = Sums(), 0
+    row = _JOBS.c
+    touching = or_(
+        and_(row.submit_at >= begin, row.submit_at < end),
+        and_(row.end_at >= begin, row.end_at < end),
+        and_(row.start_at < end, or_(row.counted_to >= begin, row.start_at >= begin)),
+    )
+    query = select(*_COUNTED).where(row.cluster == cluster, touching)
+    for page in session.execute(query, execution_options={"yield_per": _PAGE}).mappings().partitions():
+        kept.keep()
+        for job in page:
+            sums.add(dict(job))
+            jobs += begin <= job["submit_at"] < end
+    first, after = _days_of(part)
+    sums.days = {key: amounts for key, amounts in sums.days.items() if first <= key[0] < after}
+    sums.waits = {place: count for place, count in sums.waits.items() if first <= place[0] < after}
+    return Errors(sums, _less(session, cluster, first, after, sums), jobs)
+
+
+def _less(session: Session, cluster: str, first: date, after: date, sums: Sums) -> set[date]:
+    """Take what there is off the sums; the days that keep rows of nothing."""
+    empty: set[date] = set()
+    query = select(_DAYS).where(_DAYS.c.cluster == cluster, _DAYS.c.day >= first, _DAYS.c.day < after)
+    for row in session.execute(query, execution_options={"yield_per": _PAGE}).mappings():
+        key: DayKey = (row["day"], Who(*(row[name] for name in Who._fields)), row["outcome"])
+        due = sums.days.get(key)
+        sums.days[key] = {name: (due[name] if due else 0) - row[name] for name in SUMS}
+        if due is None or not any(due.values()):
+            empty.add(row["day"])
+    query = select(_WAITS).where(_WAITS.c.cluster == cluster, _WAITS.c.day >= first, _WAITS.c.day < after)
+    for row in session.execute(query, execution_options={"yield_per": _PAGE}).mappings():
+        who = Who(*(row[name] for name in Who._fields))
+        place: WaitKey = (row["day"], who, row["kind"], row["bucket"])
+        due_jobs = sums.waits.get(place, 0)
+        sums.waits[place] = due_jobs - row["jobs"]
+        if not due_jobs:
+            empty.add(row["day"])
+    return empty
+
+
+def _correct(session: Session, cluster: str, day: date, sums: Sums) -> None:
+    """Add to a day what it lacks, and leave no row of nothing."""
+    exclusive(session, f"accounting {cluster}")
+    add_sums(session, cluster, sums)
+    for table, amounts in ((_DAYS, SUMS), (_WAITS, ("jobs",))):
+        nothing = and_(*(table.c[name] == 0 for name in amounts))
+        session.execute(delete(table).where(table.c.cluster == cluster, table.c.day == day, nothing))
+
+
+def _pack(db: Database, cluster: str, part: int, kept: _Kept) -> None:
+    """Pack the part's days anew, few at a time: reports read the rows of those that are not."""
+    first, after = _days_of(part)
+    rows = _PACKED.c
+    days = PACKED_DAYS
+    with db.write() as session:
+        kept.lease.confirm(session)
+        of_part = and_(rows.cluster == cluster, rows.day >= first, rows.day < after)
+        session.execute(update(_PACKED).where(of_part).values(layout=""))
+    while days == PACKED_DAYS:
+        kept.keep()
+        with db.write() as session:
+            kept.lease.confirm(session)
+            exclusive(session, f"accounting {cluster}")
+            days = packed.pack(session, cluster, PACKED_DAYS)

@@ -1,0 +1,273 @@
+"""Sums made anew part by part: what the jobs add up to, whatever happens beside it or in its midst."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, select, update
+
+from broker.accounting import archive, packed, rebuild
+from broker.accounting.buckets import Sums
+from broker.accounting.rebuild import Progress
+from broker.accounting.tables import (
+    AccountingDayRow,
+    AccountingJobRow,
+    AccountingPackedRow,
+    AccountingWaitRow,
+)
+from broker.context import Context
+from broker.db import leases
+from broker.db.leases import LeaseLost
+from broker.reports.definitions import REPORTS
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted
+from tests.accounting import at, job, keep
+from tests.api_support import context
+from tests.postgres import fresh_database
+
+NUMBER = itertools.count()
+FIRST = at("2026-01-05T00:00")
+DAY = 86_400
+TABLES = (AccountingJobRow, AccountingDayRow, AccountingWaitRow, AccountingPackedRow)
+Amounts = dict[tuple[Any, ...], tuple[int, ...]]
+
+JOBS = st.lists(
+    st.builds(
+        lambda number, submit, wait_s, run_s, **more: job(number, FIRST + submit, wait_s, run_s, **more),
+        st.integers(1, 1 << 40),
+        st.integers(0, 60 * DAY),
+        st.sampled_from([0, 90, 200_000]),
+        st.sampled_from([0, 1, 4000, 3 * DAY, 40 * DAY]),
+        user=st.sampled_from(["ann", "우진"]),
+        state=st.sampled_from(["COMPLETED", "FAILED"]),
+        gpu_count=st.sampled_from([0, 2]),
+    )
+    | st.builds(
+        lambda number, submit: job(
+            number, FIRST + submit, state="PENDING", start_at=None, end_at=None, counted_to=None, elapsed_s=0
+        ),
+        st.integers(1 << 41, 1 << 42),
+        st.integers(0, 60 * DAY),
+    ),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda one: one["job_id"],
+)
+WRONG = st.sampled_from(["nothing", "lost", "doubled", "of nobody", "wrong columns"])
+
+
+@pytest.fixture(params=["sqlite", "postgres"], scope="module")
+def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    url = None
+    if request.param == "postgres":
+        url = fresh_database(request.getfixturevalue("postgres_url"), f"rebuild{next(NUMBER)}")
+    with context(Path(tmp_path_factory.mktemp("rebuild")), url) as made:
+        yield made
+
+
+def stored(ctx: Context, jobs: list[dict[str, Any]], wrong: str) -> None:
+    """The jobs, with sums that are right, or wrong in some way; the days packed as they are."""
+    with ctx.db.write() as session:
+        for table in TABLES:
+            session.execute(delete(table))
+        keep(session, *jobs)
+        if wrong == "lost":
+            session.execute(delete(AccountingWaitRow))
+            session.execute(delete(AccountingDayRow).where(AccountingDayRow.user == "ann"))
+        if wrong == "doubled":
+            session.execute(update(AccountingDayRow).values(core_s=AccountingDayRow.core_s * 2))
+            session.execute(update(AccountingWaitRow).values(jobs=AccountingWaitRow.jobs + 1))
+        if wrong == "of nobody":
+            sums = Sums()
+            sums.add(job(7, FIRST - 100 * DAY, user="nobody"))
+            archive.add_sums(session, "main", sums)
+        packed.pack(session, "main", 1000)
+        if wrong == "wrong columns":
+            session.execute(update(AccountingPackedRow).values(days=AccountingPackedRow.waits))
+
+
+def sums_of(ctx: Context) -> tuple[Amounts, Amounts]:
+    """What the tables of sums have, by key."""
+    found: list[Amounts] = []
+    with ctx.db.read() as session:
+        for table in (AccountingDayRow.__table__, AccountingWaitRow.__table__):
+            keys = len(table.primary_key.columns)  # type: ignore[attr-defined]
+            rows = [tuple(row) for row in session.execute(select(table))]
+            found.append({row[:keys]: row[keys:] for row in rows})
+    return found[0], found[1]
+
+
+def at_once(ctx: Context) -> tuple[Amounts, Amounts]:
+    """What they should have: all jobs added up at once."""
+    sums = Sums()
+    with ctx.db.read() as session:
+        for row in session.execute(select(AccountingJobRow.__table__)).mappings():
+            sums.add(dict(row))
+    sums.settle()
+    days = {
+        ("main", day, *who, outcome): tuple(amounts.values())
+        for (day, who, outcome), amounts in sums.days.items()
+    }
+    return days, {("main", day, *who, kind, n): (jobs,) for (day, who, kind, n), jobs in sums.waits.items()}
+
+
+def made_anew(ctx: Context, tell: Callable[[Progress], None] = lambda _: None) -> Progress:
+    return rebuild.rebuild(ctx.db, "main", "test", tell)
+
+
+slowly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@slowly
+@given(JOBS, WRONG)
+def test_parts_give_what_all_jobs_at_once_do_and_nothing_else_stays(
+    ctx: Context, jobs: list[dict[str, Any]], wrong: str
+) -> None:
+    stored(ctx, jobs, wrong)
+    expected = at_once(ctx)
+    told: list[Progress] = []
+    done = made_anew(ctx, told.append)
+    assert sums_of(ctx) == expected
+    assert (done.jobs, done.days) == (len(jobs), done.of)
+    assert [one.days for one in told] == sorted({one.days for one in told}), "each part is told"
+    assert told[-1] == done
+    with ctx.db.read() as session:
+        assert set(session.scalars(select(AccountingPackedRow.layout))) == {packed.LAYOUT}
+        days = {row.day: row for row in packed.read(session, "days", ["core_s"], date.min, date.max)}
+    for day in {key[1] for key in expected[0]}:
+        core = sum(amounts[4] for key, amounts in expected[0].items() if key[1] == day)
+        assert sum(days[day].columns["core_s"].to_pylist()) == core
+    assert made_anew(ctx).changed == 0, "what is right is left alone"
+
+
+@slowly
+@given(JOBS, WRONG, st.integers(1, 4))
+def test_one_that_was_killed_leaves_whole_days_and_the_next_one_ends_it(
+    ctx: Context, jobs: list[dict[str, Any]], wrong: str, parts: int
+) -> None:
+    stored(ctx, jobs, wrong)
+    before, right = sums_of(ctx), at_once(ctx)
+    told: list[Progress] = []
+
+    def killed(progress: Progress) -> None:
+        told.append(progress)
+        if len(told) == parts:
+            raise KeyboardInterrupt
+
+    try:
+        made_anew(ctx, killed)
+    except KeyboardInterrupt:
+        between = sums_of(ctx)
+        for part in (0, 1):
+            for day in {key[1] for key in (*before[part], *right[part])}:
+                one = [
+                    {key: amounts for key, amounts in sums[part].items() if key[1] == day}
+                    for sums in (between, before, right)
+                ]
+                assert one[0] in one[1:], "as it was, or as it should be"
+    made_anew(ctx)
+    assert sums_of(ctx) == right
+
+
+def test_what_is_stored_or_changes_meanwhile_counts_once(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each part's snapshot, before its days are corrected: a job is new, another one ends otherwise."""
+    jobs = [job(n, FIRST + n * 5 * DAY, run_s=20 * DAY) for n in range(1, 9)]
+    stored(ctx, jobs, "doubled")
+    correct, changed = rebuild._correct, itertools.count(100)
+
+    def beside(session: Any, cluster: str, day: date, sums: Sums) -> None:
+        number = next(changed)
+        before = jobs[number % len(jobs)]
+        after = before | {"state": "FAILED" if before["state"] == "COMPLETED" else "COMPLETED"}
+        jobs[number % len(jobs)] = after
+        delta = Sums()
+        delta.add(before, -1)
+        delta.add(after)
+        archive.add_sums(session, "main", delta)
+        keep(session, job(number, FIRST + (number % 60) * DAY, run_s=30 * DAY))
+        session.execute(
+            update(AccountingJobRow)
+            .where(AccountingJobRow.job_id == after["job_id"])
+            .values(state=after["state"])
+        )
+        correct(session, cluster, day, sums)
+
+    monkeypatch.setattr(rebuild, "_correct", beside)
+    made_anew(ctx)
+    assert next(changed) > 130, "days were corrected"
+    assert_right(ctx)
+
+
+def assert_right(ctx: Context) -> None:
+    """The sums are the jobs', rows of nothing (a job that changed) aside."""
+    found, right = sums_of(ctx), at_once(ctx)
+    assert {key: amounts for key, amounts in found[0].items() if any(amounts)} == right[0]
+    assert {key: amounts for key, amounts in found[1].items() if any(amounts)} == right[1]
+
+
+def test_a_reader_and_a_writer_beside_it_wait_for_nothing_and_see_whole_days(ctx: Context) -> None:
+    jobs = [job(n, FIRST + n * 3600, run_s=2 * DAY) for n in range(1, 600)]
+    stored(ctx, jobs, "nothing")
+    wanted = Wanted(REPORTS["usage"], date(2026, 1, 1), date(2026, 3, 1), ("day",))
+    with ctx.db.read() as session:
+        right = view_report(session, wanted, Scope(), None).lines
+    with ctx.db.write() as session:
+        session.execute(update(AccountingDayRow).values(core_s=0))
+        packed.stale(session, "main", set(session.scalars(select(AccountingPackedRow.day))))
+    seen: list[Any] = []
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            with ctx.db.read() as session:
+                seen.append(view_report(session, wanted, Scope(), None).lines)
+            with ctx.db.write() as session:  # and somebody else writes
+                session.execute(update(AccountingJobRow).values(reason=f"look {len(seen)}"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        made_anew(ctx)
+    finally:
+        ended.set()
+        reader.join()
+    assert len(seen) > 1
+    of_day = {line.key["day"]: line.values["core_hours"] for line in right}
+    for lines in seen:
+        for line in lines:
+            assert line.values["core_hours"] in (0, of_day[line.key["day"]]), "no day is half or twice"
+    with ctx.db.read() as session:
+        assert view_report(session, wanted, Scope(), None).lines == right
+
+
+def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Context) -> None:
+    stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
+    before = sums_of(ctx)
+    lease = leases.acquire(ctx.db, "rebuild:main", "another", 60)
+    assert lease is not None
+    second = threading.Thread(target=made_anew, args=(ctx,))
+    second.start()
+    second.join(timeout=0.5)
+    assert second.is_alive() and sums_of(ctx) == before
+    leases.release(ctx.db, lease)
+    second.join(timeout=60)
+    assert sums_of(ctx) == at_once(ctx)
+    stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
+
+    def taken(progress: Progress) -> None:
+        with ctx.db.write() as session:
+            session.execute(update(leases.LeaseRow).values(token=leases.LeaseRow.token + 1))
+
+    with pytest.raises(LeaseLost):
+        made_anew(ctx, taken)
+    assert sums_of(ctx) != at_once(ctx), "the rest is the other one's"
