@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Table, delete, func, select, tuple_, update
@@ -38,7 +39,10 @@ _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
 _PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
+_values = attrgetter(*_COLUMNS)
 _COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
+_DAY_KEY = ("cluster", "day", *Who._fields, "outcome")
+_WAIT_COLUMNS = ("cluster", "day", *Who._fields, "kind", "bucket", "jobs")
 _KEPT = ("total_cpu_s", "max_rss_mib", "mem_in_tot_mib", "energy_j")
 """What comes from the steps: Slurm purges those earlier than jobs (`PurgeStepAfter`)."""
 
@@ -102,19 +106,19 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord]) -> int:
     exclusive(session, f"accounting {people.cluster}")
     known = _known(session, people.cluster, jobs)
     owner_of = owners(session, people, jobs)
-    fresh = [job for job in jobs if _differs(known.get((job.job_id, job.submit_at)), job, owner_of(job))]
+    owned = ((job, owner_of(job)) for job in jobs)
+    fresh = [one for one in owned if _differs(known.get((one[0].job_id, one[0].submit_at)), *one)]
     if not fresh:
         return 0
-    ours = [job.job_id for job in fresh if job.gpu_count and owner_of(job).run_id is not None]
+    ours = [job.job_id for job, owner in fresh if job.gpu_count and owner.run_id is not None]
     measured = measured_gpus(session, people.cluster, ours) if ours else {}
     sums, rows = Sums(), []
-    for job in fresh:
+    for job, owner in fresh:
         before = known.get((job.job_id, job.submit_at))
-        row = {name: getattr(job, name) for name in _COLUMNS}
-        row |= {"cluster": people.cluster}
+        row = dict(zip(_COLUMNS, _values(job), strict=True))
+        row["cluster"] = people.cluster
         row["runaway"] = job.end_at is None and before is not None and before["runaway"]
-        owner = owner_of(job)
-        row |= {"run_id": owner.run_id, "tenant": owner.tenant, "user": owner.user}
+        row["run_id"], row["tenant"], row["user"] = owner
         _keep(row, before)
         row |= _gpu_use(job, measured.get(job.job_id), before)
         row["counted_to"] = _counted_to(job, before)
@@ -252,24 +256,11 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     sums.settle()
     packed.stale(session, cluster, {key[0] for key in sums.days} | {key[0] for key in sums.waits})
     days = [
-        {
-            "cluster": cluster,
-            "day": day,
-            **dict(zip(Who._fields, who, strict=True)),
-            "outcome": outcome,
-            **amounts,
-        }
+        dict(zip(_DAY_KEY, (cluster, day, *who, outcome), strict=True)) | amounts
         for (day, who, outcome), amounts in sorted(sums.days.items())
     ]
     waits = [
-        {
-            "cluster": cluster,
-            "day": day,
-            **dict(zip(Who._fields, who, strict=True)),
-            "kind": kind,
-            "bucket": number,
-            "jobs": jobs,
-        }
+        dict(zip(_WAIT_COLUMNS, (cluster, day, *who, kind, number, jobs), strict=True))
         for (day, who, kind, number), jobs in sorted(sums.waits.items())
     ]
     upsert(session, _DAYS, days, adding=SUMS)

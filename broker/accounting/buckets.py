@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from broker.accounting.histograms import bucket
@@ -66,10 +67,14 @@ class Sums:
             for name, value in values.items():
                 total[name] += sign * value
         if waited is not None:
-            day = _day(job["start_at"])
-            for kind, number in _histograms(job, waited):
-                place = (day, who, kind, number)
-                self.waits[place] = self.waits.get(place, 0) + sign
+            self._count(job, who, "wait", bucket(waited.wait_s), sign)
+            if job["end_at"] is not None:
+                slow = slowdown(waited.wait_s, job["elapsed_s"])
+                self._count(job, who, "slowdown", bucket(slow) if slow > 1 else 0, sign)
+
+    def _count(self, job: Mapping[str, Any], who: Who, kind: str, number: int, sign: int) -> None:
+        place = (_day(job["start_at"]), who, kind, number)
+        self.waits[place] = self.waits.get(place, 0) + sign
 
     def settle(self) -> None:
         """Forget what came out as nothing: a job that was taken away and added the same."""
@@ -96,7 +101,12 @@ def size_class(cpus: int) -> int:
 
 
 def _day(at: int) -> date:
-    return date.fromordinal(_EPOCH + at // DAY_S)
+    return _date(at // DAY_S)
+
+
+@lru_cache(4096)  # ten years
+def _date(number: int) -> date:
+    return date.fromordinal(_EPOCH + number)
 
 
 class Waits(NamedTuple):
@@ -231,11 +241,3 @@ def _slowdowns(job: Mapping[str, Any], waited: Waits) -> dict[str, int]:
         "slowdowns": round(since_eligible * THOUSANDTHS),
         "submit_slowdowns": round(since_submit * THOUSANDTHS),
     }
-
-
-def _histograms(job: Mapping[str, Any], waited: Waits) -> Iterator[tuple[str, int]]:
-    """The bucket of each histogram that a job is in; a slowdown is known of what has ended."""
-    yield "wait", bucket(waited.wait_s)
-    if job["end_at"] is not None:
-        slow = slowdown(waited.wait_s, job["elapsed_s"])
-        yield "slowdown", bucket(slow) if slow > 1 else 0
