@@ -16,15 +16,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from broker.accounting.ingest import Ingester
 from broker.accounting.tables import AccountingCursorRow, AccountingDayRow, AccountingJobRow
 from broker.cli import main
 from broker.context import Context
-from broker.db import leases
 from broker.errors import Unreachable
-from tests.api_support import context
+from tests.api_support import context, worker_lease
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
@@ -49,6 +48,7 @@ LOAD: dict[str, tuple[str, list[str], str]] = {
     "node_fail": ("park", ["--account=team-b", "--no-requeue", "--nodelist=v100-2"], "sleep 600"),
     "node_lost": ("park", ["--account=team-b", "--nodelist=v100-2", "--gres=gpu:v100:2"], ONCE),
     "preferred": ("park", ["--partition=a100,v100", "--account=team-b"], "sleep 1"),
+    "two_types": ("park", ["--account=team-b", "-N2", "--nodelist=a100-1,v100-1", "--gres=gpu:1"], "sleep 3"),
     "suspended": ("broker", ["--dependency=afterany:{gpus}"], "sleep 12"),
 }  # fmt: skip
 STATES = "BF,CA,CD,DL,F,NF,OOM,PR,R,RQ,RS,RV,S,TO"
@@ -160,9 +160,7 @@ class Warehouse:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert lease is not None
-        self.lease = lease
+        self.lease = worker_lease(ctx)
 
     def tick(self, **more: Any) -> None:
         Ingester(self.ctx, "main", self.lease, **more).tick()
@@ -211,15 +209,20 @@ def house(cluster: DevCluster, load: Load, tmp_path_factory: pytest.TempPathFact
 def sreport(cluster: DevCluster, load: Load) -> Use:
     """Who used what on each of the two days by `sreport`, which reads slurmdbd's own sums."""
     found: Use = {}
+    for day, account, user, tres, used in sreport_lines(cluster, load, "cpu,gres/gpu"):
+        _add(found, day, user, account, *((used, 0) if tres == "cpu" else (0, used)))
+    return {key: used for key, used in found.items() if any(used)}
+
+
+def sreport_lines(cluster: DevCluster, load: Load, tres: str) -> Iterator[tuple[date, str, str, str, int]]:
+    """(day, account, user, TRES, seconds times amount), of people."""
     for day in load.days:
         words = ["cluster", "AccountUtilizationByUser", f"Start={day}", f"End={day + timedelta(days=1)}"]
-        printed = cluster.ok("sreport", "-n", "-P", "-t", "Seconds", "--tres=cpu,gres/gpu", *words)
+        printed = cluster.ok("sreport", "-n", "-P", "-t", "Seconds", f"--tres={tres}", *words)
         for line in printed.splitlines():
-            _, account, user, _, tres, used = line.split("|")
+            _, account, user, _, name, used = line.split("|")
             if user:
-                core_s, gpu_s = (int(used), 0) if tres == "cpu" else (0, int(used))
-                _add(found, day, user, account, core_s, gpu_s)
-    return {key: used for key, used in found.items() if any(used)}
+                yield day, account, user, name, int(used)
 
 
 def sacct(cluster: DevCluster, load: Load) -> list[dict[str, str]]:
@@ -244,6 +247,20 @@ def test_use_by_day_user_and_account_is_what_sreport_says(
     per_day = {day: [used for (at, _, _), used in ours.items() if at == day] for day in load.days}
     assert all(sum(gpu_s for _, gpu_s in found) > 0 for found in per_day.values()), "both days have GPU time"
     print(f"{len(ours)} sums of two days, sreport's: {sorted(ours.items())}")
+
+
+def test_gpu_time_by_type_is_what_sreport_says_though_a_job_had_two(
+    cluster: DevCluster, load: Load, house: Warehouse
+) -> None:
+    slurms: dict[str, int] = defaultdict(int)
+    for *_, tres, used in sreport_lines(cluster, load, "gres/gpu:a100,gres/gpu:v100"):
+        slurms[tres.removeprefix("gres/gpu:")] += used
+    with house.ctx.db.read() as session:
+        days = AccountingDayRow
+        query = select(days.gpu_type, func.sum(days.gpu_s)).where(days.day.in_(load.days), days.gpu_s > 0)
+        ours = {kind: int(used) for kind, used in session.execute(query.group_by(days.gpu_type))}
+    assert ours == slurms
+    assert [row.gpu_types for row in house.rows(load.ids["two_types"])] == ["a100=1,v100=1"]
 
 
 def test_use_and_numbers_of_jobs_are_what_sacct_says_though_the_first_ingest_crashed(
@@ -281,6 +298,7 @@ def test_each_way_to_end_is_told_and_attempts_are_rows_of_their_own(load: Load, 
         "node_fail": ["NODE_FAIL"],
         "node_lost": ["NODE_FAIL", "COMPLETED"],
         "preferred": ["COMPLETED"],
+        "two_types": ["COMPLETED"],
         "suspended": ["COMPLETED"],
     }
     (failed,) = house.rows(load.ids["failed"])
