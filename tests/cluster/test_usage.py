@@ -31,10 +31,12 @@ case $* in
   ours=0,1,2,3 now=$(date -u '+%Y/%m/%d %H:%M:%S.%3N')
   [[ $1 == -i ]] && ours=$2
   for i in ${ours//,/ }; do
-    echo "$now, $i, GPU-$i, $((50 + 10 * i)), 0, 20000, 24000, 30, 20.50, [N/A]"
+    echo "$now, $i, GPU-$i, $((i % 2 ? 0 : 50 + 10 * i)), 0, 20000, 24000, 30, 20.50, [N/A]"
   done ;;
 esac
 """
+BUSY = {"0": 50, "1": 0, "2": 70, "3": 0}
+"""Per cent: the second GPU of each pair idles."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def broker(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "gpu_sample_interval_s": 1,
         "path": f"{on.info['shared']}/{folder.name}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
-    with Broker(tmp_path_factory.mktemp("broker"), on, cluster_settings=settings) as started:
+    idle = {"gpu_idle_after_s": 8}  # two spans of two looks
+    with Broker(tmp_path_factory.mktemp("broker"), on, cluster_settings=settings, resources=idle) as started:
         yield started
     shutil.rmtree(folder)
 
@@ -101,7 +104,7 @@ def test_a_real_job_is_shown_with_what_slurm_says_and_its_gpus_with_what_its_sam
 
     gpus = job["gpus"]
     assert len(gpus) == 2 and job["gpus_allocated"] == 2, "the node has 4"
-    assert [gpu["util"] for gpu in gpus] == [50 + 10 * int(gpu["index"]) for gpu in gpus]
+    assert [gpu["util"] for gpu in gpus] == [BUSY[gpu["index"]] for gpu in gpus]
     assert job["gpu_util"]["used"] == sum(gpu["util"] for gpu in gpus) / 2
     assert (job["gpu_util"]["source"], job["gpu_memory_mib"]["used"]) == ("sampler", 2 * 20000)
     assert {gpu["node"] for gpu in gpus} == {client.jobs(run_id)["busy"]["nodes"]}
@@ -114,6 +117,10 @@ def test_a_real_job_is_shown_with_what_slurm_says_and_its_gpus_with_what_its_sam
     until(lambda: shown()["source"] == "sampler", 20, "the snapshot has what the job measured", 0.5)
     assert shown()["measured"] == 2
     assert shown()["used"] == pytest.approx(job["gpu_util"]["used"] * 2 / 100)
+
+    told = client.wait_for(run_id, of("gpu_idle", "busy"), 30).data
+    assert (told["gpus_idle"], told["gpus"], told["gpu_util"]) == (1, 2, 0), "of the two, one does nothing"
+    assert client.jobs(run_id)["busy"]["gpu_idle"]["gpus"] == 1
 
     client.post(f"/runs/{run_id}/cancel")
     client.finish(run_id, 60)
