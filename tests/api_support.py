@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 from broker import schema
 from broker.api.app import create_app
 from broker.context import Context
-from broker.db import Database
+from broker.db import Database, leases
+from broker.db.leases import Lease
 from broker.identity import SYSTEM, Role
 from broker.identity.passwords import hash_password
 from broker.identity.schemas import TenantCreate, UserCreate
@@ -111,6 +112,13 @@ def context(
         yield ctx
     finally:
         ctx.close()
+
+
+def worker_lease(ctx: Context) -> Lease:
+    """The lease of cluster `main`, as its worker has it: for an hour, and renewed by nobody."""
+    lease = leases.acquire(ctx.db, "worker:main", "test", 3600)
+    assert lease is not None
+    return lease
 
 
 class Api:

@@ -14,8 +14,7 @@ from sqlalchemy import select
 
 from broker.audit.tables import AuditRow
 from broker.context import Context
-from broker.db import leases, utcnow
-from broker.db.leases import Lease
+from broker.db import utcnow
 from broker.identity import Role
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
@@ -25,7 +24,7 @@ from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, JobPriority, QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.changes import Adjusted, Change, Shown
 from broker.slurm.states import SlurmState
-from tests.api_support import Api
+from tests.api_support import Api, worker_lease
 from tests.queue_jobs import queue_job
 
 SUBMITTED = datetime(2026, 11, 1, 8, tzinfo=UTC)
@@ -100,9 +99,8 @@ class World:
         client = ctx.slurm("main")
         for name in ("adjust", "priorities"):
             monkeypatch.setattr(client, name, getattr(self.slurm, name))
-        lease = leases.acquire(ctx.db, "worker:main", "test", 300)
-        assert lease is not None
-        self.lease: Lease = lease
+        lease = worker_lease(ctx)
+        self.lease = lease
         self.keeper = QueueKeeper(ctx, "main", lease)
         self.changer = PriorityChanger(ctx, "main", lease)
         with ctx.db.write() as session:  # what other tests left in the same database waits no more

@@ -10,14 +10,14 @@ from typing import Any
 
 from sqlalchemy import select
 
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.identity import Role
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.tables import JobRow
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState
-from tests.api_support import Api
+from tests.api_support import Api, worker_lease
 from tests.queue_jobs import queue_job, running_run
 from tests.recordings import printed
 
@@ -59,8 +59,7 @@ class World:
         self.host = Login(emulated(nodes))
         self.ctx._hosts["main"] = self.host
         self.ctx._slurm["main"] = SlurmClient(self.host)
-        lease = leases.acquire(self.ctx.db, "worker:main", "test", 3600)
-        assert lease is not None
+        lease = worker_lease(self.ctx)
         self.lease = lease
         self.keeper = ResourceKeeper(self.ctx, "main", lease)
         for name, role, tenant in (

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from broker.compiler.names import gpu_samples
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.errors import Unreachable
 from broker.hosts import Completed, LocalHost
 from broker.identity import Role
 from broker.resources.gauge import Gauge
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, SlurmState
-from tests.api_support import Api
+from tests.api_support import Api, worker_lease
 from tests.queue_jobs import queue_job, running_run
 
 MINUTE = timedelta(minutes=1)
@@ -57,8 +57,7 @@ class World:
         self.api, self.ctx, self.host = api, api.ctx, Login()
         self.ctx._hosts["main"] = self.host
         self.ctx._slurm["main"] = SlurmClient(self.host)
-        lease = leases.acquire(self.ctx.db, "worker:main", "test", 3600)
-        assert lease is not None
+        lease = worker_lease(self.ctx)
         self.lease = lease
         self.gauge = Gauge(self.ctx, "main", lease)
         self.queue: dict[int, QueueJob] = {}

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from broker.compiler.names import LogPaths, control_dir, log_paths
 from broker.context import Context
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.identity import Principal, Role
 from broker.runs.events import events_after
 from broker.runs.heartbeat import Watcher
@@ -23,7 +23,7 @@ from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.views import newest_jobs
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 
 
 @dataclass
@@ -97,8 +97,7 @@ def make_desk(tmp_path: Path, **cluster: Any) -> Iterator[Desk]:
         api.add("bob")
         assert api.store("ann").status_code == 201
         run_id = api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert lease is not None
+        lease = worker_lease(ctx)
         paths = log_paths(ctx.profile("main"), run_id, "trainer", 1, 0)
         ann = Principal(user_id, "ann", Role.RESEARCHER, "default")
         desk = Desk(api, ann, run_id, paths, Watcher(ctx, "main", lease))

@@ -19,11 +19,10 @@ from sqlalchemy.orm import Session
 from broker.accounting.ingest import Ingester
 from broker.accounting.looks import Looker
 from broker.context import Context
-from broker.db import leases
 from broker.reports import sources
 from broker.reports.definitions import REPORTS
 from broker.reports.wanted import Scope, Wanted
-from tests.api_support import context
+from tests.api_support import context, worker_lease
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
@@ -85,9 +84,7 @@ class House:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert lease is not None
-        self._lease = lease
+        self._lease = worker_lease(ctx)
 
     def look(self) -> None:
         Ingester(self.ctx, "main", self._lease).tick()

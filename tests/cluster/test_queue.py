@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from broker.audit.tables import AuditRow
 from broker.context import Context
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.identity import Role
 from broker.queueing.changing import PriorityChanger
 from broker.queueing.snapshot import QueueKeeper
@@ -22,7 +22,7 @@ from broker.runs.submission import Submitter
 from broker.runs.tables import RunRow
 from broker.runs.tracking import Tracker
 from broker.slurm import QueueJob, SlurmState
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
@@ -49,8 +49,7 @@ class Desk:
             return ask(argv, **more)
 
         host.run = noted  # type: ignore[method-assign]
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert lease is not None
+        lease = worker_lease(ctx)
         self.submitter = Submitter(ctx, "main", lease)
         self.keeper = QueueKeeper(ctx, "main", lease)
         self.tracker = Tracker(ctx, "main", lease, self.keeper.keep)

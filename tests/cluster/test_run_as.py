@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,50 +22,17 @@ from broker.runs.cleanup import remove_run_files
 from broker.settings import CONFIG_FILE_VARIABLE, Settings
 from tests.cluster.conftest import DevCluster
 from tests.cluster.test_doctor import Doctor, failed
-from tests.harness.client import Client, Refused, of
+from tests.harness.client import Refused, of
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
 from tests.harness.product import Broker
 from tests.harness.specs import WAIT, component, diamond, model, pipeline
 from tests.harness.truth import assert_each_job_once, assert_nothing_left
+from tests.people import People, member, owners
 
 pytestmark = pytest.mark.cluster
 
-PASSWORD = "two staples and one battery 7"
 SAYS = b'#!/bin/sh\necho "ran as $RUN_ID" > "$OUTPUT_DIR/said"\n'
-
-
-@dataclass(frozen=True)
-class People:
-    """A broker whose runs belong to their people: kim and park have accounts, lee has none in it."""
-
-    broker: Broker
-    cluster: DevCluster
-    kim: Client
-    park: Client
-    lee: Client
-    base: str
-
-    def sh(self, user: str, script: str, *words: str) -> tuple[int, str]:
-        """A shell of that Unix user's: exit status and all it said."""
-        status, out, err = self.cluster.exec(["sh", "-c", script, "sh", *words], user)
-        return status, out + err
-
-    def run_dir(self, run_id: str) -> str:
-        return f"{self.base}/{run_id}"
-
-
-def member(broker: Broker, name: str, account: str | None) -> Client:
-    """A person of the broker's, logged in."""
-    admin = broker.client
-    admin.post("/users", {"username": name, "role": "researcher", "password": PASSWORD})
-    if account is not None:
-        answer = admin.send("PATCH", f"/users/{name}", json={"unix_account": account})
-        assert answer.is_success, answer.text
-    client = Client(broker.url)
-    client.login(name, PASSWORD)
-    client.change_password(PASSWORD, f"{PASSWORD} {name}")
-    return client
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +55,6 @@ def kims(people: People) -> str:
     run_id = people.kim.start(diamond(load="echo loaded; echo trouble >&2", join=model('{"accuracy": 0.9}')))
     people.kim.succeed(run_id)
     return run_id
-
-
-def owners(cluster: DevCluster, folder: str) -> set[str]:
-    """Who owns what lies in a folder, and the modes of the folder itself."""
-    return set(cluster.ok("find", folder, "-printf", "%u:%g\n").split())
 
 
 # ---- a life of one's own -----------------------------------------------------------------------------------

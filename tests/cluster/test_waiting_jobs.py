@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from broker.accounting.ingest import Ingester
-from broker.db import leases
 from broker.reports.definitions import REPORTS
 from broker.reports.schemas import Line
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted
-from tests.api_support import context
+from tests.api_support import context, worker_lease
 from tests.cluster.conftest import DevCluster
 from tests.harness.cluster import Cluster
 from tests.harness.processes import until
@@ -37,8 +36,7 @@ def test_what_waits_is_shown_with_what_it_waits_for(cluster: DevCluster, tmp_pat
         until(lambda: "Resources" in cluster.ok("sh", "-c", waiting), 30, "the array waits", step_s=0.2)
         settings = Cluster(cluster.name).settings(account="default")
         with context(tmp_path, clusters={"main": settings}, accounting={"history_days": 1}) as ctx:
-            lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-            assert lease is not None
+            lease = worker_lease(ctx)
             today = datetime.now(UTC).date()
             wanted = Wanted(REPORTS["waiting"], today, today + timedelta(days=1), ("job", "tenant", "user"))
             lines: dict[str, Line] = {}

@@ -19,11 +19,10 @@ from sqlalchemy import select
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow, AccountingShareRow
 from broker.accounting.looks import BACK_S, Looker, event_row, reservation_row
 from broker.context import Context
-from broker.db import leases
 from broker.errors import Unreachable
 from broker.slurm import Share, parse_tres
 from broker.slurm.events import Lack, NodeEvent, ReservationRecord
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 from tests.postgres import fresh_database
 from tests.recordings import parsed
 
@@ -73,8 +72,7 @@ class Site:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx, self.slurm, self.now = ctx, Slurm(), NOON
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert lease is not None
+        lease = worker_lease(ctx)
         slurm: Any = self.slurm
         self.looker = Looker(ctx, "main", lease, slurm=slurm, clock=lambda: self.now)
 

@@ -16,12 +16,11 @@ from broker.accounting import archive
 from broker.accounting.packed import LAYOUT
 from broker.accounting.tables import AccountingDayRow, AccountingPackedRow
 from broker.context import Context
-from broker.db import leases
 from broker.db.leases import Lease
 from broker.reports.definitions import REPORTS
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted
-from tests.api_support import context
+from tests.api_support import context, worker_lease
 from tests.postgres import fresh_database
 
 JOBS = 12_000
@@ -42,8 +41,7 @@ def house(
     if request.param == "postgres":
         url = fresh_database(request.getfixturevalue("postgres_url"), "scale")
     with context(tmp_path_factory.mktemp("scale"), url) as ctx:
-        lease = leases.acquire(ctx.db, "worker:main", "test", 3600)
-        assert lease is not None
+        lease = worker_lease(ctx)
         read = accounting.read_year(ctx, slurm, lease)
         yield ctx, lease, read, slurm.most_mib(1) - slurm.most_mib(0.5)
 

@@ -27,7 +27,6 @@ from broker.accounting.tables import (
     AccountingWaitRow,
 )
 from broker.context import Context
-from broker.db import leases
 from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
 from broker.identity import Role
@@ -38,7 +37,7 @@ from broker.runs.tables import JobRow
 from broker.settings import AccountingSettings
 from broker.slurm.tres import Tres
 from tests.accounting_support import DAY, NOON, Slurmdbd, job, step
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 from tests.postgres import fresh_database
 
 MIDNIGHT = NOON + DAY // 2
@@ -50,9 +49,7 @@ class Warehouse:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx, self.slurm, self.now = ctx, Slurmdbd(), NOON
-        lease = leases.acquire(ctx.db, "worker:main", "test", 3600)
-        assert lease is not None
-        self.lease = lease
+        self.lease = worker_lease(ctx)
         with ctx.db.write() as session:  # what another test left in the same database
             for table in (*TABLES, AccountingCursorRow):
                 session.execute(delete(table))

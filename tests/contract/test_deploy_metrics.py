@@ -25,7 +25,7 @@ from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
 from broker.settings import Settings
 from broker.worker.exposing import exposed
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 from tests.harness.processes import Process, free_port, until
 from tests.harness.product import BROKER
 from tests.postgres import fresh_database
@@ -134,8 +134,7 @@ def test_a_submission_that_fails_is_counted_by_who_can_mend_it_unless_it_is_canc
         run_id = ask(api)
         with ctx.db.write() as session:
             session.get_one(RunRow, run_id).cancel_requested_at = utcnow() if cancelled else None
-        lease = leases.acquire(ctx.db, "worker:main", "test", 60)
-        assert lease is not None
+        lease = worker_lease(ctx)
         submitter = Submitter(ctx, "main", lease)
 
         def nobody(*_: object, **__: object) -> None:  # the one thing that a cluster would do

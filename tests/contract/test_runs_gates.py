@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from broker.context import Context
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.db.leases import Lease
 from broker.identity import Principal, Role
 from broker.runs import gatekeeper
@@ -34,7 +34,7 @@ from broker.runs.views import attempt_jobs
 from broker.slurm import DONE, QueueSnapshot, Result, ResultKind, SlurmState
 from broker.slurm.held import HeldJob
 from broker.slurm.tres import parse_tres
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 
 FIRST = 100
 
@@ -130,8 +130,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         user_id = api.add("ann")
         assert api.store("ann").status_code == 201
         monkeypatch.setattr(ctx, "slurm", lambda cluster: slurm)
-        lease = leases.acquire(ctx.db, "worker:main", "test", 600)
-        assert isinstance(lease, Lease)
+        lease = worker_lease(ctx)
         ann = Principal(user_id, "ann", Role.RESEARCHER, "default")
         yield Desk(ctx, slurm, Submitter(ctx, "main", lease), Gatekeeper(ctx, "main", lease), ann, lease)
 

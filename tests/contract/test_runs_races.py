@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from broker.context import Context
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.db.leases import Lease
 from broker.errors import Conflict, SlurmRefused
 from broker.identity import Principal, Role
@@ -28,7 +28,7 @@ from broker.runs.tracking import Tracker
 from broker.runs.views import attempt_jobs
 from broker.slurm import QueueJob, QueueSnapshot, Result, ResultKind
 from broker.slurm.states import SlurmState
-from tests.api_support import Api, context, jobs_of, row
+from tests.api_support import Api, context, jobs_of, row, worker_lease
 from tests.queue_jobs import queue_job
 
 
@@ -49,9 +49,7 @@ def ann(ctx: Context) -> Principal:
 
 @pytest.fixture
 def lease(ctx: Context) -> Lease:
-    held = leases.acquire(ctx.db, "worker:main", "test", 300)
-    assert held is not None
-    return held
+    return worker_lease(ctx)
 
 
 def requested(ctx: Context, ann: Principal) -> str:

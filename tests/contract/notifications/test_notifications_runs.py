@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from broker.db import leases, utcnow
+from broker.db import utcnow
 from broker.identity import Role
 from broker.notifications.tables import NotificationRow
 from broker.runs.events import emit
@@ -16,7 +16,7 @@ from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.tracking import Tracker
-from tests.api_support import Api, context
+from tests.api_support import Api, context, worker_lease
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_notice_is_rolled_back_with_what_it_tells_of(api):
 
 def test_a_cluster_that_is_not_seen_for_long_is_told_of_once_per_outage(api):
     """`squeue` of an empty PATH: every look fails as it does when the login node is gone."""
-    lease = leases.acquire(api.ctx.db, "worker:main", "test", 300)
+    lease = worker_lease(api.ctx)
     settings = api.ctx.cluster("main").model_copy(update={"path": "/nonexistent"})
     api.ctx.settings.clusters["main"] = settings
     tracker = Tracker(api.ctx, "main", lease)
@@ -140,7 +140,7 @@ def test_a_cluster_that_is_not_seen_for_long_is_told_of_once_per_outage(api):
 
 
 def test_many_who_see_the_same_outage_tell_of_it_once(api):
-    lease = leases.acquire(api.ctx.db, "worker:main", "test", 300)
+    lease = worker_lease(api.ctx)
     tracker = Tracker(api.ctx, "main", lease)
     tracker._note(None, utcnow() - timedelta(hours=1))
     threads = [threading.Thread(target=tracker._note, args=("gone", None)) for _ in range(6)]

@@ -10,13 +10,12 @@ from typing import cast
 import pytest
 
 from broker.context import Context
-from broker.db import leases
 from broker.db.leases import Lease
 from broker.hosts import Host
 from broker.identity import Principal
 from broker.slurm import Capabilities, SlurmClient, Version
 from broker.slurm.cluster import Config
-from tests.api_support import context
+from tests.api_support import context, worker_lease
 from tests.harness.sacct import FIELDS
 from tests.ledger import Accounting, person
 from tests.postgres import fresh_database
@@ -42,9 +41,7 @@ def sacct(ctx: Context) -> Accounting:
 
 @pytest.fixture
 def lease(ctx: Context) -> Lease:
-    held = leases.acquire(ctx.db, "worker:main", "test", 3000)
-    assert held is not None
-    return held
+    return worker_lease(ctx)
 
 
 @pytest.fixture
