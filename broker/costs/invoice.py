@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from broker.audit.reading import csv_text
 from broker.costs.pricing import Fate, Item, PriceBook, in_order, rounded
-from broker.costs.usage import Pricing, items
+from broker.costs.usage import Pricing, costs
 from broker.reports.wanted import Scope, Wanted
 
 COLUMNS = (
@@ -33,7 +33,8 @@ def invoice_csv(
     where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
     """
     rows, total = [], Decimal()
-    for item in _merged(sorted(items(session, wanted, scope, pricing, places=True), key=in_order)):
+    found = costs(session, wanted, scope, pricing, places=True)
+    for item in _merged(sorted(found.items() if found else [], key=in_order)):
         cost = None if item.fate is Fate.EXEMPT or item.cost is None else rounded(item.cost, currency)
         total += cost or 0
         since, until = _held(pricing.book, item, wanted.since, wanted.until)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, and_, case, func, literal_column, or_, select
+import pyarrow as pa
+from sqlalchemy import and_, case, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting.buckets import allocated
 from broker.accounting.tables import AccountingJobRow
 from broker.costs.columns import OUTCOME, SPAN, Costs, costs_of
-from broker.costs.pricing import SUM_OF, Item, Place, PriceBook, Resource, Use, fate, itemized
+from broker.costs.pricing import SUM_OF, Place, PriceBook, Resource, Use, fate
 from broker.reports import days
 from broker.reports.jobs import has_type
 from broker.reports.measures import Report
@@ -50,24 +51,17 @@ class Pricing:
     exempt: Sequence[str] = ()
 
 
-def items(
-    session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, *, places: bool = False
-) -> list[Item]:
-    """The use of a period, priced, in no order. `places`: say where what is unpriced was."""
-    if RUN in wanted.by:
-        return itemized(pricing.book, _of_runs(session, wanted, scope, pricing))
-    found = of_days(session, wanted, scope, pricing, places=places)
-    return found.items() if found is not None else []
-
-
-def of_days(
+def costs(
     session: Session, wanted: Wanted, scope: Scope, pricing: Pricing, *, places: bool = False
 ) -> Costs | None:
-    """The use of a period by the sums of days (not by run), priced; None: there was none."""
+    """The use of a period, priced; None: there was none. `places`: say where what is unpriced was."""
     starts = [wanted.since, *pricing.book.changes(wanted.since, wanted.until)]
-    columns = [*SUM_OF.values(), *pricing.book.parts(), OUTCOME]
-    spans = {SPAN: lambda day: bisect_right(starts, day) - 1}
-    table = days.rows(session, "days", wanted, scope, columns, spans)
+    if RUN in wanted.by:
+        table = _of_runs(session, wanted, scope, pricing.book, starts)
+    else:
+        columns = [*SUM_OF.values(), *pricing.book.parts(), OUTCOME]
+        spans = {SPAN: lambda day: bisect_right(starts, day) - 1}
+        table = days.rows(session, "days", wanted, scope, columns, spans)
     if table is None:
         return None
     return costs_of(table, wanted.by, pricing.book, pricing.exempt, starts, places=places)
@@ -81,17 +75,19 @@ def of_job(job: Mapping[str, Any], key: tuple[str, ...], exempt: Sequence[str]) 
         yield Use(key, place._replace(gpu_type=kind), day, fate(job["state"], exempt), found)
 
 
-def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -> Iterator[Use]:
-    """Of the broker's runs: added up in the database where a job ran between two changes of prices, day by
-    day where it ran over one, or over an end of the period, or had GPUs of several types.
+def _of_runs(
+    session: Session, wanted: Wanted, scope: Scope, book: PriceBook, starts: Sequence[date]
+) -> pa.Table | None:
+    """Of the broker's runs, as `costs_of` takes it: added up in the database where a job ran between two
+    changes of prices, day by day where it ran over one, or over an end of the period, or had GPUs of several
+    types.
     """
     table = AccountingJobRow
-    book, exempt = pricing.book, pricing.exempt
-    starts = [wanted.since, *book.changes(wanted.since, wanted.until)]
+    names = list(dict.fromkeys([*wanted.by, *book.parts(), OUTCOME]))
     bounds = [_epoch(day) for day in (*starts, wanted.until)]
-    keys = [_job_column(name).label(f"key_{at}") for at, name in enumerate(wanted.by)]
-    conditions = [table.run_id.is_not(None), table.start_at < bounds[-1], table.counted_to > bounds[0]]
     only = wanted.filters.get("gpu_type")
+    # every id is more than "": said so, SQLite finds the runs' jobs by their index
+    conditions = [table.run_id > "", table.start_at < bounds[-1], table.counted_to > bounds[0]]
     conditions += [_fits(name, value) for name, value in wanted.filters.items()]
     conditions += [table.tenant == scope.tenant] if scope.tenant is not None else []
     conditions += [table.user == scope.user] if scope.user is not None else []
@@ -99,27 +95,30 @@ def _of_runs(session: Session, wanted: Wanted, scope: Scope, pricing: Pricing) -
     span = case(*((condition, at) for at, condition in enumerate(between)), else_=-1).label(SPAN)
     whole = table.counted_to - table.start_at
     ran = case((table.elapsed_s < whole, table.elapsed_s), else_=whole)  # as `buckets.spread` has it
-    sums = {one: func.sum(ran * getattr(table, _HAD[one])).label(one) for one in book.counted()}
-    classes = [*(getattr(table, part) for part in book.parts()), table.state]
+    sums = [func.sum(ran * getattr(table, had)).label(SUM_OF[one]) for one, had in _HAD.items()]
+    keys = [_job_column(name).label(f"key_{at}") for at, name in enumerate(names)]
     at_once = and_(or_(*between), table.gpu_types == "")
-    query = select(*keys, *classes, span, *sums.values()).where(*conditions, at_once)
+    query = select(*keys, span, *sums).where(*conditions, at_once)
     # PostgreSQL takes an expression with parameters for another one when it comes again: grouped by name
-    names: list[Any] = [literal_column(one) for one in (*(f"key_{at}" for at in range(len(keys))), SPAN)]
-    for row in session.execute(query.group_by(*classes, *names)).mappings():
-        place = Place()._replace(**{part: row[part] for part in book.parts()})
-        amounts = {one: int(row[one] or 0) for one in sums}
-        yield Use(_key(row, wanted), place, starts[row[SPAN]], fate(row["state"], exempt), amounts)
+    grouped: list[Any] = [literal_column(one) for one in (*(f"key_{at}" for at in range(len(keys))), SPAN)]
+    rows = [tuple(row) for row in session.execute(query.group_by(*grouped))]
     columns = [getattr(table, name) for name in (*_JOB, "state", *Place._fields)]
-    for row in session.execute(select(*keys, *columns).where(*conditions, ~at_once)).mappings():
-        for use in of_job(dict(row), _key(row, wanted), exempt):
-            kind = use.place.gpu_type
-            if wanted.since <= use.day < wanted.until and only in (None, kind):
-                named = zip(wanted.by, use.key, strict=True)
-                yield replace(use, key=tuple(kind if name == "gpu_type" else one for name, one in named))
+    for row in session.execute(select(*keys, *columns).where(*conditions, ~at_once)).all():
+        for use in of_job(dict(row._mapping), (), ()):
+            if wanted.since <= use.day < wanted.until and only in (None, use.place.gpu_type):
+                known = [use.place.gpu_type if name == "gpu_type" else row[n] for n, name in enumerate(names)]
+                amounts = (use.sums.get(one, 0) for one in SUM_OF)
+                rows.append((*known, bisect_right(starts, use.day) - 1, *amounts))
+    if not rows:
+        return None
+    columns_of = map(_array, zip(*rows, strict=True))
+    return pa.table(dict(zip((*names, SPAN, *SUM_OF.values()), columns_of, strict=True)))
 
 
-def _key(row: RowMapping, wanted: Wanted) -> tuple[str, ...]:
-    return tuple(str(row[f"key_{at}"]) for at in range(len(wanted.by)))
+def _array(values: Sequence[Any]) -> pa.Array:
+    """A column; sums come as decimals from some databases."""
+    text = isinstance(values[0], str)
+    return pa.array(values, pa.string()) if text else pa.array(list(map(int, values)), pa.int64())
 
 
 def _fits(name: str, value: str) -> Any:

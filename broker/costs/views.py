@@ -27,7 +27,7 @@ from broker.costs.pricing import (
 )
 from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of
-from broker.costs.usage import RUN, Pricing, items, of_days, of_job
+from broker.costs.usage import Pricing, costs, of_job
 from broker.db import utcnow
 from broker.reports.sources import read_up_to
 from broker.reports.wanted import PERIODS, Scope, Wanted
@@ -50,11 +50,8 @@ def view_costs(
 ) -> CostView:
     """Costs of a period by line: in the order of time where that is asked for, else the most first."""
     pricing, currency = pricing_of(session, settings), settings.currency
-    if RUN in wanted.by:
-        lines, left_out, total = _of_items(items(session, wanted, scope, pricing), wanted, currency, limit)
-    else:
-        costs = of_days(session, wanted, scope, pricing)
-        lines, left_out, total = _of_costs(costs, wanted, currency, limit)
+    found = costs(session, wanted, scope, pricing)
+    lines, left_out, total = _of_costs(found, wanted, currency, limit)
     return CostView(
         currency=currency,
         since=wanted.since,
@@ -73,28 +70,22 @@ _Shown = tuple[list[CostLine], int, CostLine]
 """The lines up to the limit, how many there are beyond, and the total of all."""
 
 
-def _of_items(found: Sequence[Item], wanted: Wanted, currency: str, limit: int) -> _Shown:
-    lines = [_line(dict(zip(wanted.by, key, strict=True)), of, currency) for key, of in by_line(found)]
-    lines.sort(key=lambda line: (line.amount is None, -(line.amount or 0), tuple(line.key.values())))
-    return lines[:limit], max(0, len(lines) - limit), _total(lines, found)
-
-
-def _of_costs(costs: Costs | None, wanted: Wanted, currency: str, limit: int) -> _Shown:
+def _of_costs(found: Costs | None, wanted: Wanted, currency: str, limit: int) -> _Shown:
     """There may be hundreds of thousands of lines: each is rounded, for it counts in the total; only those
     that are shown become more than numbers.
     """
-    if costs is None:
+    if found is None:
         return [], 0, _total([], [])
     fates = {"amount": (Fate.OWN, Fate.FAULT), "faults": (Fate.FAULT,), "exempt": (Fate.EXEMPT,)}
-    units = {name: in_units(costs.amounts(*of), currency) for name, of in fates.items()}
-    order: Sequence[int] = range(len(costs.lines))
+    units = {name: in_units(found.amounts(*of), currency) for name, of in fates.items()}
+    order: Sequence[int] = range(len(found.lines))
     if not any(name in PERIODS for name in wanted.by):
         amounts = units["amount"]
         order = sorted(order, key=lambda at: (amounts[at] is None, -(amounts[at] or 0)))
-    shown = [costs.lines[at] for at in order[:limit]]
-    of_key = dict(by_line(costs.items(shown)))
+    shown = [found.lines[at] for at in order[:limit]]
+    of_key = dict(by_line(found.items(shown)))
     lines = [
-        _line(dict(zip(wanted.by, key, strict=True)), of_key[key], currency) for key in map(costs.key, shown)
+        _line(dict(zip(wanted.by, key, strict=True)), of_key[key], currency) for key in map(found.key, shown)
     ]
     digits = digits_of(currency)
     whole = {
@@ -103,7 +94,7 @@ def _of_costs(costs: Costs | None, wanted: Wanted, currency: str, limit: int) ->
         else None
         for name, of in units.items()
     }
-    return lines, len(order) - len(shown), CostLine(key={}, **whole, **_hours(costs.whole()))
+    return lines, len(order) - len(shown), CostLine(key={}, **whole, **_hours(found.whole()))
 
 
 def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
