@@ -116,6 +116,17 @@ def test_sizes_are_told_in_cpus_and_hours_as_hours(call: Call) -> None:
     assert "MEMORY NEVER TOUCHED (GiB h)" in call("waste", "--last", "month")
 
 
+def test_classes_of_waits_are_told_in_words_and_taken_as_filters(call: Call) -> None:
+    shown = call("usage", "--by", "wait", "--last", "month")
+    assert "0-1m (under a minute)" in shown and "1-10m (1 to 10 minutes)" in shown
+    assert "1-10m (1분~10분)" in call("usage", "--by", "wait", "--last", "month", "--lang", "ko")
+    found = call("slowdown", "--where", "wait=1-10m", "--last", "month", "--jobs", "--json")
+    assert [(one["job_id"], one["wait_s"], one["slowdown"]) for one in found] == [("1", 90, 1.025)]
+    assert "there are: 0-1m, 1-10m" in call("usage", "--where", "wait=soon", status=2)
+    told = call("slowdown", "--last", "month", "--explain", "--lang", "ko")
+    assert "지연 배율 중앙값" in told and "max(1, (대기 + 경과) / max(경과, 10초))" in told
+
+
 def test_a_report_of_which_nothing_was_read_says_so_even_when_lines_are_left_out(call: Call) -> None:
     first, _ = last_whole("month", datetime.now(UTC).date())
     shown = call("core_utilisation", "--since", f"{first - timedelta(days=60)}", "--limit", "1")
