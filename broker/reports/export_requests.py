@@ -19,9 +19,9 @@ from broker.audit import record
 from broker.errors import InvalidRequest, Problem
 from broker.identity import Principal
 from broker.reports.definitions import REPORTS
+from broker.reports.export_plan import due_periods
 from broker.reports.export_rows import add_version, newest_of, versions_of
 from broker.reports.export_tables import ReportExportRow
-from broker.reports.exports import due_periods
 from broker.reports.wanted import period_bounds, period_name
 from broker.settings import ReportExportSettings, ReportSettings
 from broker.text import RequestModel

@@ -1,4 +1,4 @@
-"""The worker's scheduled exports: each finished period is written to the object store once, under its keys.
+"""The worker's exports: finished periods, and those somebody asks for, are written to the object store once.
 
 What will be written is decided and committed before the first byte is sent; what lies there already, by size
 and SHA-256, is not sent again; the manifest comes last. Figures that have changed since (accounting learned
@@ -33,9 +33,7 @@ from broker.errors import (
 from broker.identity import SYSTEM
 from broker.objects import ObjectStore
 from broker.reports.definitions import REPORTS
-from broker.reports.export_rows import add_version, newest_of, versions_of
-from broker.reports.export_tables import ReportExportRow
-from broker.reports.exports import (
+from broker.reports.export_plan import (
     TYPES,
     StoredReport,
     Version,
@@ -49,6 +47,8 @@ from broker.reports.exports import (
     to_check,
     unread,
 )
+from broker.reports.export_rows import add_version, newest_of, versions_of
+from broker.reports.export_tables import ReportExportRow
 from broker.reports.schemas import ReportView
 from broker.reports.sources import ages, read_up_to
 from broker.reports.views import view_report

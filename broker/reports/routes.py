@@ -16,11 +16,11 @@ from broker.db import utcnow
 from broker.errors import InvalidRequest, NotFound, Problem
 from broker.identity import Permission, Principal
 from broker.reports.definitions import REPORTS
-from broker.reports.export import csv_of, jobs_csv
 from broker.reports.jobs import behind, page_of, pages_of
 from broker.reports.measures import Report
 from broker.reports.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
 from broker.reports.schemas import JobFacts, ReportList, ReportView
+from broker.reports.spreadsheets import csv_of, jobs_csv
 from broker.reports.views import describe, view_report
 from broker.reports.wanted import Wanted, dimensions, scope_of
 from broker.slurm import SlurmState

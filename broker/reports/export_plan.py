@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Final
 
-from broker.reports.export import csv_of
 from broker.reports.parquet import MEDIA_TYPE, parquet_of
 from broker.reports.schemas import ReportView
+from broker.reports.spreadsheets import csv_of
 from broker.reports.wanted import period_bounds, period_name
 
 MOST_BEHIND: Final = 100
