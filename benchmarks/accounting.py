@@ -8,8 +8,10 @@ written to a file before, and cutting a window out of it is not counted. Prints
   PostgreSQL, and for what else the machine does), and once more for the repeated ingest;
 - this process's memory, the most within the first tenth of the jobs and the most at all;
 - whether the repeated ingest left every row and every sum as it was;
-- the slowest of all reports: each by its default, user by month, tenant by day, with a filter, and of
-  dimensions drawn by lot, four at a time: on a fresh connection, repeated (the least of two), and CPU time.
+- how long it takes to make all sums anew, and the longest transaction of it: others wait for that on SQLite;
+- the slowest of all reports, and of costs, among years of node events, prices, shares and charges
+  (`beside`): each by its default, in other ways, and by dimensions drawn by lot, four at a time: on a fresh
+  connection, repeated (the least of two), and CPU time.
 """
 
 from __future__ import annotations
@@ -26,13 +28,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from sqlalchemy import delete, func, literal, select
+from sqlalchemy.orm import Session
 from typing_extensions import override
 
+from benchmarks import beside
 from benchmarks.workload import Recorded
+from broker.accounting.archive import People
 from broker.accounting.ingest import Ingester
 from broker.accounting.packed import PARTS
+from broker.accounting.rebuild import rebuild
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -41,12 +48,17 @@ from broker.accounting.tables import (
     AccountingWaitRow,
 )
 from broker.context import Context
+from broker.costs.schemas import CostView
+from broker.costs.usage import BY, COSTS
+from broker.costs.views import view_costs
 from broker.db import leases
 from broker.db.leases import Lease
 from broker.reports.definitions import REPORTS
 from broker.reports.measures import Report
+from broker.reports.schemas import ReportView
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted, dimensions
+from broker.settings import CostSettings
 from broker.slurm import SlurmClient
 from broker.slurm.sacct import Answer, Window
 from tests.accounting_support import NOON
@@ -166,22 +178,37 @@ def repeated(ctx: Context, slurm: Watched, lease: Lease) -> tuple[Read, bool]:
 def wanted(report: Report, chance: random.Random) -> Iterator[Wanted]:
     """A year of a report: as it is by default, in other ways it is read, and split four times by lot."""
     known = dimensions(report)
-    for by in (report.by, ("user", "month"), ("tenant", "day")):
+    for by in dict.fromkeys((report.by, known[:1], known[-4:])):
         yield Wanted(report, SINCE, UNTIL, by)
-    yield Wanted(report, SINCE, UNTIL, ("user", "partition"), {"tenant": "team-07"})
-    yield Wanted(report, SINCE, UNTIL, ("day", "user", "partition", "qos"))
+    if report.source == "days":
+        for by in (("user", "month"), ("tenant", "day"), ("day", "user", "partition", "qos")):
+            yield Wanted(report, SINCE, UNTIL, by)
+        yield Wanted(report, SINCE, UNTIL, ("user", "partition"), {"tenant": "team-07"})
     for _ in range(DRAWN):
-        yield Wanted(report, SINCE, UNTIL, tuple(chance.sample(known, 4)))
+        yield Wanted(report, SINCE, UNTIL, tuple(chance.sample(known, min(4, len(known)))))
+
+
+def wanted_costs(chance: random.Random) -> Iterator[Wanted]:
+    """A year of costs; runs have no periods."""
+    for by in ((), ("user", "month"), ("day", "user", "partition", "qos"), ("run",), ("run", "user", "qos")):
+        yield Wanted(COSTS, SINCE, UNTIL, by or COSTS.by)
+    for _ in range(DRAWN):
+        yield Wanted(COSTS, SINCE, UNTIL, tuple(chance.sample([name for name in BY if name != "run"], 4)))
 
 
 def timed(ctx: Context, asked: Wanted) -> Timed:
-    """A report, from the question to the lines that the API shows."""
+    """A report, or costs, from the question to the lines that the API shows."""
     ctx.db.engine.dispose()  # SQLite's cache goes with the connection; the system's stays
+    settings = CostSettings(currency=beside.CURRENCY)
     took: list[tuple[float, float]] = []
     for _ in range(3):
         wall, cpu = time.monotonic(), time.process_time()
         with ctx.db.read() as session:
-            view = view_report(session, asked, Scope(), LIMIT)
+            view: ReportView | CostView
+            if asked.report is COSTS:
+                view = view_costs(session, asked, Scope(), settings, LIMIT)
+            else:
+                view = view_report(session, asked, Scope(), LIMIT)
         took.append((time.monotonic() - wall, time.process_time() - cpu))
     again, used = min(took[1:])
     named = "".join(f", {name}={value}" for name, value in asked.filters.items())
@@ -190,11 +217,51 @@ def timed(ctx: Context, asked: Wanted) -> Timed:
 
 
 def reports(ctx: Context, seed: int = 1) -> list[Timed]:
-    """Every report of the days in many ways, the slowest first."""
+    """Every report, and costs, in many ways, the slowest first; what they are of beside jobs is made."""
+    beside.fill(ctx.db, People("main", None))
     chance = random.Random(seed)
-    of_days = [report for report in REPORTS.values() if report.source == "days"]
-    found = [timed(ctx, asked) for report in of_days for asked in wanted(report, chance)]
+    asked = [one for report in REPORTS.values() for one in wanted(report, chance)]
+    found = [timed(ctx, one) for one in (*asked, *wanted_costs(chance))]
     return sorted(found, key=lambda one: -one.again_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """Sums made anew: jobs by clock and CPU, and the longest time that others on SQLite had to wait."""
+
+    jobs: int
+    wall_s: float
+    cpu_s: float
+    longest_s: float
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"{self.jobs:,} jobs in {self.wall_s:.0f} s, {self.jobs / self.cpu_s:,.0f}/s of CPU time; the "
+            f"longest write transaction {self.longest_s:.2f} s"
+        )
+
+
+def remade(ctx: Context) -> Remade:
+    """The sums made anew out of nothing: the most there can be to correct."""
+    with ctx.db.write() as session:
+        for table in (AccountingDayRow, AccountingWaitRow):
+            session.execute(delete(table))
+    write, longest = ctx.db.write, 0.0
+
+    @contextmanager
+    def watched() -> Iterator[Session]:
+        nonlocal longest
+        with write() as session:
+            session.connection()  # begun: on SQLite nobody else writes from here on
+            began = time.monotonic()
+            yield session
+        longest = max(longest, time.monotonic() - began)
+
+    wall, cpu = time.monotonic(), time.process_time()
+    with mock.patch.object(ctx.db, "write", watched):
+        done = rebuild(ctx.db, "main", "benchmark")
+    return Remade(done.jobs, time.monotonic() - wall, time.process_time() - cpu, longest)
 
 
 def jobs_in(ctx: Context) -> int:
@@ -254,9 +321,11 @@ def main(words: Sequence[str] | None = None) -> None:
             with warehouse(kind, options.folder or Path(home)) as (ctx, lease):
                 print(f"\n{kind}: {read_year(ctx, slurm, lease)}", flush=True)
                 print(rows_of(ctx), flush=True)
-                print("\n".join(map(str, reports(ctx)[:SHOWN])), flush=True)
                 again, same = repeated(ctx, slurm, lease)
                 print(f"repeated: {again}; {'nothing changed' if same else 'IT CHANGED'}", flush=True)
+                before = digest(ctx)
+                print(f"made anew: {remade(ctx)}; {'the same' if digest(ctx) == before else 'NOT THE SAME'}")
+                print("\n".join(map(str, reports(ctx)[:SHOWN])), flush=True)
 
 
 if __name__ == "__main__":

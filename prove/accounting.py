@@ -20,7 +20,9 @@ def read_twice(home: Path) -> tuple[str, bool]:
 
 
 def report(home: Path) -> tuple[str, bool]:
-    """Time every report on both databases (SQLite as `read_twice` left it); the slowest of each."""
+    """Time every report and costs on both databases (SQLite as `read_twice` left it), with node events,
+    prices, shares, charges and a queue beside the jobs; the slowest of each.
+    """
     told, holds = [], True
     for kind in ("sqlite", "postgresql"):
         with accounting.warehouse(kind, home) as (ctx, lease):
