@@ -114,7 +114,7 @@ def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequen
         .where(table.c.cluster == cluster, table.c.day == day, or_(*(table.c[name] != 0 for name in amounts)))
         .order_by(*table.primary_key)
     )
-    rows = session.execute(query if kind is None else query.where(table.c.kind == kind))
+    rows = session.execute(query if kind is None else query.where(table.c.kind == kind)).all()
     values = list(zip(*rows, strict=True)) or [()] * len(chosen)
     return pa.table(
         {

@@ -12,6 +12,7 @@ from broker.accounting.archive import Owned, Owner, People, owners
 from broker.accounting.waiting_tables import AccountingQueueRow
 from broker.queueing.slurm_reasons import reason_word
 from broker.slurm import QueueJob
+from broker.slurm.gpu_types import MIXED
 from broker.slurm.sacct import count_tasks
 
 MOST: Final = 50_000
@@ -97,7 +98,7 @@ def pending(job: QueueJob, owner: Owner) -> Pending:
         cpus=job.tres.cpus or job.cpus,
         nodes=job.tres.nodes or job.node_count,
         gpu_count=job.tres.gpus,
-        gpu_type="" if not job.tres.gpus or not types else types[0] if len(types) == 1 else "mixed",
+        gpu_type="" if not job.tres.gpus or not types else types[0] if len(types) == 1 else MIXED,
         mem_mib=job.tres.memory_mib,
     )
 
