@@ -24,13 +24,12 @@ from broker.spec import parse
 
 # Each stand-in notes events; at event $KILL_AT, a number or a name, it kills the script, as a crash would.
 COUNT = """#!/bin/bash
-script=$(<"$SITE/script") # not a later one: an sbatch may outlive the script that began it
 event() { # NAME
   local number
   exec 8>>"$SITE/events"; flock 8; echo "$1" >&8
   number=$(wc -l <"$SITE/events")
   exec 8>&- # kept, it would stand in the way of an sbatch beside this one
-  [[ ${KILL_AT:-0} != "$number" && ${KILL_AT:-} != "$1" ]] || kill -KILL "$script"
+  [[ ${KILL_AT:-0} != "$number" && ${KILL_AT:-} != "$1" ]] || kill -KILL "$SCRIPT" # the one it was begun by
 }
 """
 SBATCH = (
@@ -97,7 +96,7 @@ class Site:
         argv = [
             "bash",
             "-c",
-            'echo $$ >"$SITE/script"; exec "$@"',
+            'echo $$ >"$SITE/script"; SCRIPT=$$ exec "$@"',
             "start",
             *stage_and_submit_argv(self.plan),
         ]
