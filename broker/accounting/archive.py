@@ -11,7 +11,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Table, delete, func, select, tuple_, update
+from sqlalchemy import Table, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -20,7 +20,6 @@ from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
     AccountingJobRow,
-    AccountingPackedRow,
     AccountingWaitRow,
 )
 from broker.accounting.windows import Cursor
@@ -32,11 +31,9 @@ from broker.runs.tables import JobRow, RunRow
 from broker.slurm.gpu_use import GpuSource, best
 from broker.slurm.sacct import JobRecord
 
-_PAGE = 2000
 _JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
 _DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
 _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
-_PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _values = attrgetter(*_COLUMNS)
@@ -265,28 +262,6 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     ]
     upsert(session, _DAYS, days, adding=SUMS)
     upsert(session, _WAITS, waits, adding=("jobs",))
-
-
-def rebuild(session: Session, cluster: str) -> int:
-    """Make the cluster's sums anew from its jobs; how many these are. Memory does not grow with them."""
-    exclusive(session, f"accounting {cluster}")
-    for table in (_DAYS, _WAITS, _PACKED):
-        session.execute(delete(table).where(table.c.cluster == cluster))
-    total, last = 0, (-1, -1)
-    while True:
-        query = select(*_COUNTED).where(
-            _JOBS.c.cluster == cluster, tuple_(_JOBS.c.job_id, _JOBS.c.submit_at) > last
-        )
-        page = (
-            session.execute(query.order_by(_JOBS.c.job_id, _JOBS.c.submit_at).limit(_PAGE)).mappings().all()
-        )
-        if not page:
-            return total
-        sums = Sums()
-        for row in page:
-            sums.add(dict(row))
-        add_sums(session, cluster, sums)
-        total, last = total + len(page), (page[-1]["job_id"], page[-1]["submit_at"])
 
 
 # ---- the cursor -------------------------------------------------------------------------------------

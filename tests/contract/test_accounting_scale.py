@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 
 from benchmarks import accounting
 from benchmarks.accounting import Watched
-from broker.accounting import archive
 from broker.accounting.packed import LAYOUT
+from broker.accounting.rebuild import rebuild
 from broker.accounting.tables import AccountingDayRow, AccountingPackedRow
 from broker.context import Context
 from broker.db.leases import Lease
@@ -72,8 +72,7 @@ def test_a_year_read_again_or_made_anew_is_the_same_to_the_last_sum(house: House
     _, same = accounting.repeated(ctx, slurm, lease)
     assert same
     kept = accounting.digest(ctx)
-    with ctx.db.write() as session:
-        assert archive.rebuild(session, "main") == JOBS
+    assert rebuild(ctx.db, "main", "test").jobs == JOBS
     assert accounting.digest(ctx) == kept
     with ctx.db.read() as session:
         after = view_report(session, wanted, Scope(), None)

@@ -18,7 +18,8 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from broker import metrics
-from broker.accounting import archive, ingest
+from broker.accounting import ingest
+from broker.accounting.rebuild import rebuild
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
@@ -69,8 +70,7 @@ def test_sums_can_be_made_anew_from_the_rows(house: Warehouse) -> None:
     with house.ctx.db.write() as session:
         session.execute(delete(AccountingWaitRow))
         session.execute(AccountingDayRow.__table__.update().values(core_s=0))
-    with house.ctx.db.write() as session:
-        assert archive.rebuild(session, "main") == 61
+    assert rebuild(house.ctx.db, "main", "test").jobs == 61
     assert house.all() == before
 
 
@@ -186,8 +186,7 @@ def test_a_crash_between_windows_goes_on_where_it_was(house: Warehouse) -> None:
     assert len(house.all()[0]) == 61
     assert house.slurm.asked[asked].since == house.slurm.asked[asked - 1].until
     parts = house.all()
-    with house.ctx.db.write() as session:
-        assert archive.rebuild(session, "main") == 61
+    assert rebuild(house.ctx.db, "main", "test").jobs == 61
     assert house.all() == parts
 
 
