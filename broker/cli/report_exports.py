@@ -50,10 +50,8 @@ def ask_for_export(
         found = client.post("/report-exports", {"name": name, **days})
         periods = {one["period"] for one in found["items"]}
         if wait:
-            left = _wait(client, name, len(periods))
-            every = client.get("/report-exports", name=name, limit=1000)
-            items = [one for one in every["items"] if one["period"] in periods]
-            found = {**found, "items": _newest(items)}
+            left = _wait(client, name, found["items"])
+            found = {**found, "items": _newest(_exports_of(client, name, found["items"]))}
     emit(found, lambda: _shown(found["items"], ""), as_json=as_json)
     if not wait:
         told = f"The worker writes {_counted(len(periods))} within minutes: broker report exports {name}"
@@ -63,14 +61,24 @@ def ask_for_export(
         raise typer.Exit(NOT_WRITTEN)
 
 
-def _wait(client: Api, name: str, total: int) -> int:
-    """Watch until nothing more that was asked for is under way; gives how many have a trouble."""
+def _exports_of(
+    client: Api, name: str, wanted: Sequence[dict[str, Any]], *, asked: bool = False
+) -> list[dict[str, Any]]:
+    """The versions of the periods that `wanted` tells of; `asked`: where somebody still waits for one."""
+    days = {"since": min(one["since"] for one in wanted), "until": max(one["until"] for one in wanted)}
+    found = client.get("/report-exports", name=name, asked=asked, limit=1000, **days)
+    periods = {one["period"] for one in wanted}
+    return [one for one in found["items"] if one["period"] in periods]
+
+
+def _wait(client: Api, name: str, wanted: Sequence[dict[str, Any]]) -> int:
+    """Watch until nothing more of what is wanted is under way; gives how many periods have a trouble."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=stderr(), transient=True, disable=not stderr().is_terminal) as progress:
-        task = progress.add_task(harmless(name), total=total)
+        task = progress.add_task(harmless(name), total=len(wanted))
         while True:
-            asked = client.get("/report-exports", name=name, asked=True, limit=1000)["items"]
-            progress.update(task, completed=max(total - len(asked), 0))
+            asked = _exports_of(client, name, wanted, asked=True)
+            progress.update(task, completed=len(wanted) - len(asked))
             if all(one["trouble"] for one in asked):
                 return len(asked)
             time.sleep(LOOK_S)

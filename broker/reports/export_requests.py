@@ -20,9 +20,9 @@ from broker.errors import InvalidRequest, Problem
 from broker.identity import Principal
 from broker.reports.definitions import REPORTS
 from broker.reports.export_plan import due_periods
-from broker.reports.export_rows import add_version, newest_of, versions_of
+from broker.reports.export_rows import add_version, decide_alone, newest_of
 from broker.reports.export_tables import ReportExportRow
-from broker.reports.wanted import period_bounds, period_name
+from broker.reports.wanted import EARLIEST, period_bounds, period_name
 from broker.settings import ReportExportSettings, ReportSettings
 from broker.text import RequestModel
 
@@ -61,13 +61,14 @@ def ask_for_exports(
         known = ", ".join(settings.exports) or "none (see `[reports]` in the settings)"
         _refuse("/name", "unknown_export", f"There is no export {request.name!r}; there are: {known}")
     periods = asked_periods(export.period, request, now.date())
-    _check_known(session, export, periods[-1], request, clusters)
-    scheduled = [one for one, row in newest_of(session, request.name, export).items() if not row.by_hand]
+    _check_known(session, export, periods[0], request, clusters)
+    decide_alone(session, request.name)
+    newest = newest_of(session, request.name, export)
+    scheduled = [one for one, row in newest.items() if not row.by_hand]
     due = due_periods(export.period, now, settings.hour, scheduled, ())
     found = []
     for period in periods:
-        rows = versions_of(session, request.name, period)
-        row = rows[-1] if rows else None
+        row = newest.get(period)
         if row is None:
             row = add_version(session, request.name, export, period, 1, now, by_hand=period not in due)
         row.asked_at = row.asked_at or now
@@ -102,7 +103,7 @@ def asked_periods(kind: str, request: ExportRequest, today: date) -> list[str]:
 def _named(kind: str, label: str, today: date) -> str:
     try:
         since, until = period_bounds(kind, label)
-    except ValueError:
+    except (ValueError, OverflowError):  # … after the calendar's last day
         since, until = today, today
     if period_name(kind, since) != label:
         _refuse("/period", "invalid_period", f"This export is of each {kind}: name one like {_LIKE[kind]}")
@@ -115,6 +116,10 @@ def _within(kind: str, since: date, until: date, today: date) -> list[str]:
     """The periods that lie whole in the days."""
     if until > today:
         _refuse("/until", "period_not_over", f"{until} is yet to come: name {today} or a day before it")
+    if not EARLIEST <= since < until:
+        _refuse(
+            "/since", "invalid_period", f"since has to be {EARLIEST} or later, and before until ({until})"
+        )
     found: list[str] = []
     first, after = period_bounds(kind, period_name(kind, since))
     while after <= until and len(found) <= MOST_ASKED:
@@ -131,9 +136,15 @@ def _within(kind: str, since: date, until: date, today: date) -> list[str]:
 
 
 def _check_known(
-    session: Session, export: ReportExportSettings, last: str, request: ExportRequest, clusters: Iterable[str]
+    session: Session,
+    export: ReportExportSettings,
+    label: str,
+    request: ExportRequest,
+    clusters: Iterable[str],
 ) -> None:
-    """Refuse what lies before the first job that is known: its report would be of nothing, not of no use."""
+    """Refuse periods of which the first (`label`) lies before the first job that is known: its report would be
+    of nothing, not of no use.
+    """
     report = REPORTS.get(export.report)
     if report is None or report.source != "days":  # the worker tells what is wrong with the setting
         return
@@ -142,11 +153,14 @@ def _check_known(
         for name in clusters
     )
     first = min((day for day in of_cluster if day is not None), default=None)
-    _, until = period_bounds(export.period, last)
+    _, until = period_bounds(export.period, label)
     if first is None or until <= first:
-        begins = f"accounting is known from {first} (UTC) on" if first else "no accounting has been read yet"
-        pointer = "/period" if request.period is not None else "/until"
-        _refuse(pointer, "nothing_known", f"Of {last} nothing is known: {begins}")
+        begins = "no accounting has been read yet (`broker accounting status` says why)"
+        if first is not None:
+            begin, _ = period_bounds(export.period, period_name(export.period, first))
+            begins = f"accounting is known from {first} (UTC) on; ask from {begin} on"
+        pointer = "/period" if request.period is not None else "/since"
+        _refuse(pointer, "nothing_known", f"Of {label} nothing is known: {begins}")
 
 
 def _refuse(pointer: str, code: str, detail: str) -> NoReturn:

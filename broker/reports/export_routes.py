@@ -68,6 +68,12 @@ def list_report_exports(
     asked: Annotated[
         bool, Query(description="Only what somebody has asked for and does not have yet")
     ] = False,
+    since: Annotated[
+        date | None, Query(description="Only of periods that begin on this day (UTC) or later")
+    ] = None,
+    until: Annotated[
+        date | None, Query(description="Only of periods that are over when this day begins")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ExportList:
     """The scheduled exports of reports (`[reports]` in the settings), the latest periods first.
@@ -79,6 +85,10 @@ def list_report_exports(
         query = query.where(ReportExportRow.name == name)
     if asked:
         query = query.where(ReportExportRow.asked_at.is_not(None))
+    if since is not None:
+        query = query.where(ReportExportRow.since >= since)
+    if until is not None:
+        query = query.where(ReportExportRow.until <= until)
     order = (ReportExportRow.until.desc(), ReportExportRow.name, ReportExportRow.version.desc())
     with ctx.db.read() as session:
         rows = session.scalars(query.order_by(*order).limit(limit)).all()

@@ -1,4 +1,4 @@
-"""The rows of exports: the versions of a period, a new one, and the newest of each period."""
+"""The rows of exports: deciding on them alone, a period's versions, a new one, the newest of each period."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from broker.db.locks import exclusive
 from broker.reports.export_tables import ReportExportRow
 from broker.reports.wanted import period_bounds, period_name
 from broker.settings import ReportExportSettings
+
+
+def decide_alone(session: Session, name: str) -> None:
+    """Let no other transaction decide on an export's versions and wishes until this one has ended."""
+    exclusive(session, f"report export {name}")
 
 
 def versions_of(session: Session, name: str, period: str) -> list[ReportExportRow]:

@@ -47,12 +47,13 @@ from broker.reports.export_plan import (
     to_check,
     unread,
 )
-from broker.reports.export_rows import add_version, newest_of, versions_of
+from broker.reports.export_rows import add_version, decide_alone, newest_of, versions_of
 from broker.reports.export_tables import ReportExportRow
 from broker.reports.schemas import ReportView
 from broker.reports.sources import ages, read_up_to
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted, dimensions, period_bounds, period_name
+from broker.runs.telemetry import contained
 from broker.settings import ReportExportSettings, ReportSettings
 
 log = structlog.get_logger("broker.reports")
@@ -121,12 +122,16 @@ class Exporter:
         now = now or utcnow()
         for name, export in self._settings.exports.items():
             for period in self._due(name, export, now):
-                try:
-                    self._write(lease, name, export, period, now)
-                except BrokerError as error:
-                    metrics.REPORT_EXPORT_FAILURES.labels(name, error.code).inc()
-                    log.warning("report_export_failed", export=name, period=period, detail=error.detail)
-                    self._note(lease, name, export, period, error.detail, now, failed=True)
+                with contained("report_export_broken", export=name, period=period):
+                    self._try(lease, name, export, period, now)
+
+    def _try(self, lease: Lease, name: str, export: ReportExportSettings, period: str, now: datetime) -> None:
+        try:
+            self._write(lease, name, export, period, now)
+        except BrokerError as error:
+            metrics.REPORT_EXPORT_FAILURES.labels(name, error.code).inc()
+            log.warning("report_export_failed", export=name, period=period, detail=error.detail)
+            self._note(lease, name, export, period, error.detail, now, failed=True)
 
     def _due(self, name: str, export: ReportExportSettings, now: datetime) -> list[str]:
         """The periods to compare once more, those to write, and those that somebody has asked for."""
@@ -206,6 +211,7 @@ class Exporter:
         """Write down why a period is not written yet; after a failure the next try has a pause before it."""
         with self._ctx.db.write() as session:
             lease.confirm(session)
+            decide_alone(session, name)
             rows = versions_of(session, name, period)
             row = rows[-1] if rows else add_version(session, name, export, period, 1, now)
             row.trouble = trouble
@@ -231,12 +237,13 @@ def _intend(
     What was begun and not concluded goes on under its number; with the same figures it keeps the age that it
     was given, so the same bytes are written, or found.
     """
+    decide_alone(session, name)
     rows = versions_of(session, name, period)
     stored = [row for row in rows if row.state == "stored"]
     figures = digest(view)
     if stored and stored[-1] is rows[-1] and stored[-1].digest == figures:
         stored[-1].checked_at, stored[-1].asked_at = now, None
-        stored[-1].trouble, stored[-1].next_try_at = None, None
+        stored[-1].trouble, stored[-1].next_try_at, stored[-1].tries = None, None, 0
         return None
     row = rows[-1] if rows and rows[-1].state != "stored" else None
     if row is None:

@@ -22,7 +22,7 @@ from broker.reports.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
 from broker.reports.schemas import JobFacts, ReportList, ReportView
 from broker.reports.spreadsheets import csv_of, jobs_csv
 from broker.reports.views import describe, view_report
-from broker.reports.wanted import Wanted, dimensions, scope_of
+from broker.reports.wanted import EARLIEST, LATEST, Wanted, dimensions, scope_of
 from broker.slurm import SlurmState
 
 router = APIRouter(prefix="/reports", tags=["reports"])
@@ -45,7 +45,6 @@ Since = Annotated[date | None, Query(description="First day (UTC); unset: 30 day
 Until = Annotated[
     date | None, Query(description="First day (UTC) not in it; unset: tomorrow, so today is in it")
 ]
-_EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 
 
 async def wanted_report(
@@ -100,7 +99,7 @@ def period(since: date | None, until: date | None) -> tuple[date, date]:
     """The period that a request names, or the last 30 days; raises `InvalidRequest`."""
     after = until or utcnow().date() + timedelta(days=1)
     first = since or after - timedelta(days=_DAYS)
-    if not _EARLIEST <= first < after <= _LATEST:
+    if not EARLIEST <= first < after <= LATEST:
         _refuse("?since", "invalid_period", _no_period(first, after))
     return first, after
 
@@ -126,7 +125,7 @@ def _wait_named(given: str | None) -> str | None:
 def _no_period(first: date, after: date) -> str:
     said = f"{first} to {after} is no period"
     if first < after:
-        return f"{said}: it begins on {_EARLIEST} or later and ends by {_LATEST}"
+        return f"{said}: it begins on {EARLIEST} or later and ends by {LATEST}"
     return f"{said}: name a since before until"
 
 

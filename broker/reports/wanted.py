@@ -25,6 +25,9 @@ COLUMNS: Final = (
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 DIMENSIONS: Final = (*COLUMNS, *PERIODS)
 _OUTCOME: Final = "outcome"
+EARLIEST: Final = date(1990, 1, 1)
+LATEST: Final = date(2200, 1, 1)
+"""Between these days lies every period that may be asked for."""
 
 
 @dataclass(frozen=True, slots=True)

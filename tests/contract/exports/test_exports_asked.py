@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from broker.audit.tables import AuditRow
+from broker.errors import InvalidRequest
+from broker.identity import SYSTEM
 from broker.objects import ObjectStore
 from broker.reports import export_routes
+from broker.reports.export_plan import rendered
+from broker.reports.export_requests import ExportRequest, ask_for_exports, asked_periods
+from broker.reports.export_tables import ReportExportRow
 from broker.reports.exporter import Exporter
+from broker.reports.schemas import ReportView
 from tests.accounting import at, job, keep
 from tests.api_support import NOBODY, codes
-from tests.exports import NOVEMBER, READ, Place
+from tests.exports import BOTH, NOVEMBER, READ, Place
+from tests.harness.processes import until
 from tests.serving import Call, caller, signed_on
 
 ON_EITHER = pytest.mark.parametrize(
@@ -143,14 +151,49 @@ def test_what_can_not_be_asked_for_is_named(place: Place) -> None:
         ({"name": "monthly", "period": "2026-11"}, "/period", "period_not_over"),
         ({"name": "monthly", "since": "2026-10-01", "until": "2026-12-01"}, "/until", "period_not_over"),
         ({"name": "monthly", "since": "2026-10-02", "until": "2026-10-31"}, "/since", "no_whole_period"),
-        ({"name": "monthly", "since": "1980-01-01"}, "/since", "too_many_periods"),
+        ({"name": "monthly", "since": "1990-01-01"}, "/since", "too_many_periods"),
+        ({"name": "monthly", "since": "0001-01-01"}, "/since", "invalid_period"),
+        ({"name": "monthly", "since": "9999-12-31"}, "/since", "invalid_period"),
+        ({"name": "monthly", "since": "2026-09-01", "until": "2026-09-01"}, "/since", "invalid_period"),
         ({"name": "monthly", "period": "2026-09"}, "/period", "nothing_known"),
+        ({"name": "monthly", "since": "2026-08-10"}, "/since", "nothing_known"),
     ):
         answer = place.api.call("POST", "/report-exports", "root", json=body)
         assert (answer.status_code, codes(answer)) == (422, {code}), body
         assert answer.json()["errors"][0]["pointer"] == pointer
     assert place.rows() == []
     assert place.api.call("POST", "/report-exports", "boss", json=TO_OCTOBER).status_code == 403
+
+
+def test_where_what_is_known_begins_is_told_as_the_day_to_ask_from(place: Place) -> None:
+    body = {"name": "monthly", "since": "2026-08-10"}
+    detail = place.api.call("POST", "/report-exports", "root", json=body).json()["detail"]
+    assert "Of 2026-09 nothing is known" in detail and "ask from 2026-10-01 on" in detail
+    assert ask(place, name="monthly", since="2026-10-01") == [("2026-10", "waiting")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"), [("day", "9999-12-31"), ("week", "9999-W52"), ("month", "9999-12")]
+)
+def test_the_calendars_last_period_is_no_defect(kind: str, last: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"name one like|is not over"):
+        asked_periods(kind, ExportRequest(name="x", period=last), NOVEMBER.date())
+
+
+@ON_EITHER
+def test_two_who_ask_for_the_same_at_once_have_one_wish(place: Place) -> None:
+    ctx, request = place.ctx, ExportRequest(name="monthly", period="2026-10")
+    reports, clusters = ctx.settings.reports, ctx.settings.clusters
+    with ThreadPoolExecutor(1) as pool:
+        with ctx.db.write() as session:
+            ask_for_exports(session, SYSTEM, request, reports, clusters, NOVEMBER)
+            session.flush()
+            second = pool.submit(ask, place, name="monthly", period="2026-10")
+            if session.get_bind().dialect.name == "postgresql":
+                waits = text("select count(*) from pg_locks where not granted")
+                until(lambda: bool(session.scalar(waits)), 30, "the second one does not wait for the first")
+        assert second.result(60) == [("2026-10", "waiting")]
+    assert states(place) == [("2026-10", 1, "waiting", True)]
 
 
 def test_a_failure_is_told_and_asking_again_tries_at_once(
@@ -165,6 +208,40 @@ def test_a_failure_is_told_and_asking_again_tries_at_once(
     ask(summer, name="monthly", period="2026-09")
     summer.tick()
     assert states(summer)[0] == ("2026-09", 1, "stored", False)
+
+
+def test_a_period_that_meets_a_defect_holds_up_no_other(
+    summer: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(view: ReportView, format: str) -> bytes:
+        if f"{view.since}" == "2026-08-01":
+            raise ArithmeticError("a figure that no format can hold")
+        return rendered(view, format)
+
+    ask(summer, **TO_OCTOBER)
+    with monkeypatch.context() as patch:
+        patch.setattr("broker.reports.exporter.rendered", broken)
+        summer.tick()
+    found = [(period, state) for period, _, state, _ in states(summer)]
+    assert found == [("2026-08", "intended"), ("2026-09", "stored"), ("2026-10", "stored")]
+    summer.tick()
+    assert states(summer)[0] == ("2026-08", 1, "stored", False)
+
+
+def test_what_was_compared_at_last_begins_its_pauses_anew(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.tick()
+    ask(place, name="monthly", period="2026-10")
+    with monkeypatch.context() as broken:
+        wrong = BOTH.model_copy(update={"report": "usages"})
+        broken.setitem(place.ctx.settings.reports.exports, "monthly", wrong)
+        place.tick()
+    [row] = place.rows()
+    assert (row.tries, row.trouble is not None) == (1, True)
+    place.tick(NOVEMBER + timedelta(hours=1))
+    [row] = place.rows()
+    assert (row.state, row.tries, row.trouble, row.asked_at) == ("stored", 0, None, None)
 
 
 # ---- the command ----------------------------------------------------------------------------------------
@@ -211,6 +288,29 @@ def test_a_command_that_waits_for_what_fails_says_so(
     shown = call("report", "export", "monthly", "--period", "2026-09", "--wait", status=1)
     worker.join()
     assert "1 period could not be written yet" in shown
+
+
+def test_a_command_waits_for_what_it_asked_for_and_for_nothing_else(summer: Place, call: Call) -> None:
+    ask(summer, name="monthly", period="2026-08")
+    with summer.ctx.db.write() as session:  # of another wish: stuck, and tried again much later
+        row = session.get_one(ReportExportRow, ("monthly", "2026-08", 1))
+        row.trouble, row.next_try_at = "The object store does not answer", NOVEMBER + timedelta(days=1)
+    worker = threading.Timer(0.5, summer.tick)
+    worker.start()
+    shown = call("report", "export", "monthly", "--period", "2026-09", "--wait")
+    worker.join()
+    assert "2026-09" in shown and "could not be written" not in shown
+
+
+def test_exports_are_listed_by_the_days_of_their_periods(summer: Place) -> None:
+    ask(summer, **TO_OCTOBER)
+    for query, periods in (
+        ("since=2026-09-01", ["2026-09"]),
+        ("until=2026-09-01", ["2026-08"]),
+        ("since=2026-08-02&until=2026-09-30", []),
+    ):
+        found = summer.api.call("GET", f"/report-exports?{query}", "root").json()["items"]
+        assert [one["period"] for one in found] == periods, query
 
 
 def test_options_that_belong_together_are_told(call: Call) -> None:
