@@ -142,8 +142,8 @@ def _check_known(
     request: ExportRequest,
     clusters: Iterable[str],
 ) -> None:
-    """Refuse periods of which the first (`label`) lies before the first job that is known: its report would be
-    of nothing, not of no use.
+    """Refuse periods of which the first (`label`) lies before the first job that is known: its report would
+    be of nothing, not of no use.
     """
     report = REPORTS.get(export.report)
     if report is None or report.source != "days":  # the worker tells what is wrong with the setting
