@@ -68,13 +68,18 @@ class Track:
         looks = sum(n for _, n in found)
         return sum(total for total, _ in found) / looks if looks else None
 
+    def gapless(self, span: int) -> bool:
+        """Whether it was looked at in each span from its first one on to before this one."""
+        return all(number in self.spans for number in range(min(self.spans), span))
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a job stands: `idle` of the `measured` GPUs idle, of `allocated`.
 
     `percent`: the mean of those that idle over the window; where none does, of all in the last spans.
-    `settled`: no other is about to idle as well, so that what is told now is told whole.
+    `settled`: no other is about to idle as well, so that what is told now is told whole; one that is seen
+    with gaps is not waited for.
     """
 
     idle: int
@@ -130,12 +135,14 @@ def standing(tracks: Mapping[str, Track], span: int, rule: Rule, allocated: int)
     idle = [track for track in tracks.values() if track.idle]
     others = [track for track in tracks.values() if not track.idle]
     shown = _mean(idle, span - rule.count) if idle else _mean(others, span - 1)
+    coming = [track for track in others if (now := track.mean(span - 1)) is not None and now < rule.below]
+    # where another source takes over, a GPU has two tracks until the window is past
     return Standing(
-        idle=sum(track.worth for track in idle),
-        measured=sum(track.worth for track in tracks.values()),
+        idle=min(sum(track.worth for track in idle), allocated),
+        measured=min(sum(track.worth for track in tracks.values()), allocated),
         allocated=allocated,
         percent=None if shown is None else round(shown, 2),
-        settled=all((now := track.mean(span - 1)) is None or now >= rule.below for track in others),
+        settled=not any(track.gapless(span) for track in coming),
     )
 
 

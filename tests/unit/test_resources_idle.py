@@ -136,6 +136,13 @@ def test_a_span_without_a_look_is_unknown_and_the_window_begins_again() -> None:
     assert job.see(minutes(31, a=0.0)) == [(330, News.IDLE)]
 
 
+def test_a_gpu_that_is_seen_with_gaps_holds_up_nothing_that_is_known_of_the_others() -> None:
+    job = Job(gpus=2)
+    for _ in range(20):
+        job.see([*minutes(20, a=0.0, b=0.0), *minutes(5, a=0.0)])
+    assert [what for _, what in job.heard] == [News.IDLE] and job.told == {"gpus": 1, "measured": 2}
+
+
 def test_what_cannot_be_measured_any_more_is_forgotten_without_a_word() -> None:
     job = Job()
     job.see([*minutes(40, a=0.0), *minutes(20, a=None)])
@@ -163,6 +170,18 @@ def test_one_figure_of_slurm_stands_for_all_of_a_jobs_gpus() -> None:
     assert looks == {"/all": Track({0: (1.0, 1)}, worth=8)}
     idle = {name: replace(track, idle=True) for name, track in looks.items()}
     assert standing(idle, 0, HALF_HOUR, 8).idle == 8
+
+
+def test_where_slurm_takes_over_from_a_sampler_no_gpu_counts_twice() -> None:
+    whole = replace(gpu("", 0.0, Source.SLURM), node="", index="all")
+    sampled = [gpu(name, 0.0) for name in ("GPU-1", "GPU-2")]
+    tracks: dict[str, Track] = {}
+    for minute in range(120):
+        span = span_at(NOW, NOW + timedelta(minutes=minute), HALF_HOUR)
+        looks = looks_of(JobUse(gpus=tuple(sampled if minute < 42 else [whole])), span, 2)
+        tracks = follow(tracks, looks, span, HALF_HOUR, told=minute > 30)
+        now = standing(tracks, span, HALF_HOUR, 2)
+        assert (now.idle, now.measured) == (0 if minute < 30 else 2, 2), minute
 
 
 def test_another_setting_begins_anew_and_rare_looks_make_longer_spans() -> None:
