@@ -1,4 +1,7 @@
-"""Is it alive, can it serve, and its numbers."""
+"""Is it alive, can it serve, and its numbers.
+
+Probes and scrapes filter nothing: what a load balancer or Prometheus (`params`) adds to an address is ignored.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from sqlalchemy import select
 from broker import metrics as figures
 from broker import schema
 from broker.api.backlog import Backlog
+from broker.api.parameters import any_parameters
 from broker.api.security import Ctx, open_to_all, requires_unless
 from broker.db import utcnow
 from broker.identity import Permission
 from broker.runs.tables import ClusterRow
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], dependencies=[Depends(any_parameters)])
 
 
 class Alive(BaseModel):

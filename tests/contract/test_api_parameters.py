@@ -22,6 +22,8 @@ from tests.api_support import Api, context
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CALLBACK = "/api/v1/auth/oidc/callback"
+PROBED = ("/healthz", "/readyz", "/metrics")
+OPEN = (CALLBACK, *PROBED)
 APP = make_app()
 ROUTES: list[tuple[str, str, Any]] = [
     (method, str(route.path), route.original_route)
@@ -65,7 +67,7 @@ def test_every_route_refuses_what_it_does_not_know_and_says_what_it_knows(
     api: Api, method: str, path: str, route: Any
 ) -> None:
     known = parameters_of(route.dependant)
-    if path == CALLBACK:
+    if path in OPEN:
         assert known is None
         return
     assert known is not None and "stat" not in known
@@ -88,7 +90,7 @@ def test_what_is_known_is_what_the_description_tells() -> None:
     for method, path, route in ROUTES:
         operation = described[path][method.lower()]
         told = frozenset(one["name"] for one in operation.get("parameters", ()) if one["in"] == "query")
-        assert path == CALLBACK or parameters_of(route.dependant) == told, (method, path)
+        assert path in OPEN or parameters_of(route.dependant) == told, (method, path)
 
 
 EXAMPLES = [
@@ -125,6 +127,12 @@ def test_what_a_provider_adds_to_its_answer_is_ignored(api: Api) -> None:
     """RFC 6749, 4.1.2: a client must ignore what it does not know there. Here is no sign-on at all."""
     answer = ask(api, "GET", CALLBACK, "state=s&code=c&session_state=1&scope=openid&authuser=0", who=None)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", PROBED)
+def test_what_a_probe_or_a_scrape_adds_is_ignored(api: Api, path: str) -> None:
+    """Load balancers and monitors add what keeps caches away; Prometheus' `params` may name metrics."""
+    assert ask(api, "GET", path, "_=1700000000&name[]=up", who="root").status_code == 200
 
 
 def test_a_browsers_way_to_the_provider_is_no_exception(api: Api) -> None:
