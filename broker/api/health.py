@@ -1,6 +1,6 @@
 """Is it alive, can it serve, and its numbers.
 
-Probes and scrapes filter nothing: what a load balancer or Prometheus (`params`) adds to an address is ignored.
+Probes and scrapes filter nothing: what a load balancer or Prometheus (`params`) adds to an address passes.
 """
 
 from __future__ import annotations
