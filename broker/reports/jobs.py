@@ -172,7 +172,8 @@ def _filter(name: str, value: str) -> ColumnElement[bool]:
         return same(_COLUMNS[name], value)
     if not (value.isascii() and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_SIZE):
         return false()
-    return and_(Job.cpus >= 2 ** int(value), Job.cpus < 2 ** (int(value) + 1))
+    least = 2 ** int(value) if int(value) else 0  # with those of one CPU stand those that were given none
+    return and_(Job.cpus >= least, Job.cpus < 2 ** (int(value) + 1))
 
 
 def _slowdown(row: Job, wait_s: int | None) -> float | None:

@@ -173,6 +173,16 @@ def test_a_line_leads_down_to_the_jobs_that_ended_in_it(api: Api, report: str, b
         assert found and (by == "week" or len(ended) == line["values"]["jobs"]), line
 
 
+def test_jobs_that_were_given_no_cpu_lie_behind_the_smallest_size(api: Api) -> None:
+    """Slurm tells 0 CPUs of what was cancelled while it waited."""
+    never = {"state": "CANCELLED", "start_at": None, "counted_to": None, "elapsed_s": 0, "node_list": ""}
+    with api.ctx.db.write() as session:
+        keep(session, job(200, at("2026-10-20T08:00"), cpus=0, **never))
+    (line,) = (one for one in ask(api, "root", "sizes")["lines"] if one["key"]["size"] == "0")
+    found = api.http.get(line["jobs_url"], headers=api.headers("root")).json()["items"]
+    assert [one["job_id"] for one in found] == ["200"] and line["values"]["jobs"] == 1
+
+
 def test_the_jobs_behind_waits_are_those_that_began(api: Api) -> None:
     view = ask(api, "root", "waits", by="partition")
     for line in view["lines"]:
