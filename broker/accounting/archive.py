@@ -40,6 +40,8 @@ _values = attrgetter(*_COLUMNS)
 _COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
 _DAY_KEY = ("cluster", "day", *Who._fields, "outcome")
 _WAIT_COLUMNS = ("cluster", "day", *Who._fields, "kind", "bucket", "jobs")
+_NAMES = 1000
+"""Names asked for at once: a queue may have more than a statement may have parameters."""
 _KEPT = ("total_cpu_s", "max_rss_mib", "mem_in_tot_mib", "energy_j")
 """What comes from the steps: Slurm purges those earlier than jobs (`PurgeStepAfter`)."""
 
@@ -190,9 +192,15 @@ def _runs(
         select(JobRow.name, JobRow.slurm_job_id, RunRow.id, RunRow.tenant, UserRow.username)
         .join(RunRow, RunRow.id == JobRow.run_id)
         .join(UserRow, UserRow.id == RunRow.owner_id)
-        .where(RunRow.cluster == cluster, JobRow.name.in_(names))
+        .where(RunRow.cluster == cluster)
     )
-    return {name: (number, run, tenant, user) for name, number, run, tenant, user in session.execute(query)}
+    found: dict[str, tuple[int | None, str, str, str]] = {}
+    for first in range(0, len(names), _NAMES):
+        part = query.where(JobRow.name.in_(names[first : first + _NAMES]))
+        found |= {
+            name: (number, run, tenant, user) for name, number, run, tenant, user in session.execute(part)
+        }
+    return found
 
 
 def _names(session: Session) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -122,15 +123,15 @@ class _Named:
 
 def keep(session: Session, people: People, jobs: Iterable[QueueJob], now: int) -> None:
     """Store which jobs wait, of a whole look at the queue, as the last look."""
-    waiting = [job for job in jobs if job.state.pending and job.submit is not None]
+    waits = [(job.submit, job.job_id, job) for job in jobs if job.state.pending and job.submit is not None]
+    waiting = [job for _, _, job in sorted(waits, key=itemgetter(0, 1))[:MOST]]
     named: list[Owned] = [
         _Named(job.job_id, job.array_id, job.name, job.account, job.user) for job in waiting
     ]
     owner_of = owners(session, people, named)
     found = [pending(job, owner_of(known)) for job, known in zip(waiting, named, strict=True)]
-    found.sort(key=lambda one: (one.submit_at, one.job_id))
     row = session.get(AccountingQueueRow, people.cluster) or AccountingQueueRow(cluster=people.cluster)
-    row.taken_at, row.jobs = now, [asdict(one) for one in found[:MOST]]
+    row.taken_at, row.jobs = now, [asdict(one) for one in found]
     session.add(row)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, event, select
 
 from broker.accounting.archive import Owner, People
 from broker.accounting.waiting import Waited, keep, pending, waited
@@ -194,6 +194,25 @@ def test_the_longest_waiting_come_first_and_say_why(api: Api) -> None:
     assert view["total"]["values"]["jobs"] == 3 and view["total"]["values"]["gpus"] == 12
     assert view["total"]["coverage"]["to_eligible"] == {"with_data": 2, "of": 3, "counted": "jobs"}
     assert view["sources"][0]["read_until"] == "2026-11-21T12:00:00Z"
+
+
+def test_a_long_queue_is_looked_up_in_statements_of_few_parameters(api: Api) -> None:
+    """PostgreSQL takes 65,535, SQLite 32,766 unless built otherwise."""
+    most = 0
+
+    def count(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        nonlocal most
+        most = max(most, len(parameters)) if statement.startswith("SELECT") else most
+
+    event.listen(api.ctx.db.engine, "before_cursor_execute", count)
+    try:
+        see(api, *(queued(n, NOW - timedelta(seconds=n)) for n in range(2500)))
+    finally:
+        event.remove(api.ctx.db.engine, "before_cursor_execute", count)
+    assert 0 < most < 2500
+    view = ask(api, "root", "waiting", limit=2)
+    assert view["total"]["values"]["jobs"] == 2500
+    assert [line["key"]["job"] for line in view["lines"]] == ["2499", "2498"]
 
 
 def test_they_are_added_up_by_what_they_share(api: Api) -> None:
