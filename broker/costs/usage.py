@@ -28,7 +28,6 @@ from broker.reports.wanted import COLUMNS, PERIODS, Scope, Wanted, same
 RUN: Final = "run"
 BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size", "wait")), RUN, *PERIODS)
 """How costs can be split."""
-FILTERS: Final = tuple(name for name in BY if name not in (RUN, *PERIODS))
 COSTS: Final = Report("costs", "Costs", "비용", ("tenant",), ())
 _HAD: Final = {
     Resource.CORE: "cpus",
