@@ -16,7 +16,15 @@ from broker.cli.fitting import BAR, Bar
 from broker.cli.options import Json, api, examples
 from broker.cli.output import emit, harmless, table, when
 from broker.cli.periods import Last, Since, Until, chosen_period
-from broker.cli.report_exports import EXPORT, EXPORTS, Period, Wait, ask_for_export, show_exports
+from broker.cli.report_exports import (
+    EXPORT,
+    EXPORTS,
+    Period,
+    Wait,
+    ask_for_export,
+    refuse_of_reports,
+    show_exports,
+)
 from broker.cli.report_files import save
 from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 from broker.errors import InvalidRequest
@@ -97,12 +105,16 @@ def report(
     if name is None:
         _show_list(ctx, as_json)
         return
-    if name == EXPORTS:
-        show_exports(ctx, which, limit, as_json=as_json)
-        return
     period = chosen_period(last, since, until)
-    if name == EXPORT:
-        ask_for_export(ctx, which, {"period": period_, **period}, wait=wait, as_json=as_json)
+    if name in (EXPORT, EXPORTS):
+        refuse_of_reports(
+            {"--by": by, "--where": where, "--sort": sort, "--jobs": jobs, "--explain": explain}
+        )
+        refuse_of_reports({"--csv": csv, "--output": output, "--format": format_})
+        if name == EXPORT:
+            ask_for_export(ctx, which, {"period": period_, **period}, wait=wait, as_json=as_json)
+        else:
+            show_exports(ctx, which, period, limit, as_json=as_json)
         return
     if jobs and (by or sort):
         raise InvalidRequest("--jobs lists the jobs, newest first: leave --by and --sort out")

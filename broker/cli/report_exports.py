@@ -32,10 +32,21 @@ Period = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", help="Of `export`: wait until it is written.")]
 
 
-def show_exports(ctx: typer.Context, name: str | None, limit: int, *, as_json: bool) -> None:
-    """Show what became of the exports that the worker makes of finished periods."""
+def refuse_of_reports(options: Mapping[str, object]) -> None:
+    """Refuse options, by name, that say what a report is like: what an export is like, its setting says."""
+    given = next((name for name, value in options.items() if value), None)
+    if given is not None:
+        raise InvalidRequest(
+            f"{given} belongs to a report: leave it out. What an export is like, `[reports]` in the settings says"
+        )
+
+
+def show_exports(
+    ctx: typer.Context, name: str | None, days: Mapping[str, str | None], limit: int, *, as_json: bool
+) -> None:
+    """Show what became of the exports that the worker makes of finished periods, those within these days."""
     with api(ctx) as client:
-        found = client.get("/report-exports", name=name, limit=min(limit, 1000))
+        found = client.get("/report-exports", name=name, limit=min(limit, 1000), **days)
     empty = "No export yet: see `reports.exports` in docs/settings.md"
     emit(found, lambda: _shown(found["items"], empty), as_json=as_json)
 

@@ -317,3 +317,13 @@ def test_options_that_belong_together_are_told(call: Call) -> None:
     assert "which?" in call("report", "export", "--period", "2026-09", status=2)
     assert "belong to" in call("report", "usage", "--period", "2026-09", status=2)
     assert "one report at a time" in call("report", "usage", "waits", status=2)
+    for name in ("export", "exports"):
+        for option in (("--by", "user"), ("--where", "tenant=team-a"), ("--output", "x.csv"), ("--jobs",)):
+            refused = call("report", name, "monthly", "--since", "2026-08-01", *option, status=2)
+            assert f"{option[0]} belongs to a report" in refused
+
+
+def test_the_command_lists_the_exports_of_some_days(summer: Place, call: Call) -> None:
+    ask(summer, **TO_OCTOBER)
+    shown = call("report", "exports", "monthly", "--since", "2026-09-01", "--until", "2026-10-01")
+    assert "2026-09" in shown and "2026-08" not in shown
