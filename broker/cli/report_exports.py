@@ -37,7 +37,7 @@ def refuse_of_reports(options: Mapping[str, object]) -> None:
     given = next((name for name, value in options.items() if value), None)
     if given is not None:
         raise InvalidRequest(
-            f"{given} belongs to a report: leave it out. What an export is like, `[reports]` in the settings says"
+            f"{given} belongs to a report: leave it out; `[reports]` in the settings says what an export is"
         )
 
 
