@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
-from sqlalchemy import Table, and_, delete, or_, select, update
+from sqlalchemy import Table, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -221,12 +221,16 @@ def _correct(session: Session, cluster: str, day: date, sums: Sums) -> None:
 def _pack(db: Database, cluster: str, part: int, kept: _Kept) -> None:
     """Pack the part's days anew, few at a time: reports read the rows of those that are not."""
     first, after = _days_of(part)
-    rows = _PACKED.c
     days = PACKED_DAYS
     with db.write() as session:
         kept.lease.confirm(session)
-        of_part = and_(rows.cluster == cluster, rows.day >= first, rows.day < after)
-        session.execute(update(_PACKED).where(of_part).values(layout=""))
+        exclusive(session, f"accounting {cluster}")
+        found: set[date] = set()
+        for table in (_DAYS, _WAITS, _PACKED):
+            rows = table.c
+            of_part = and_(rows.cluster == cluster, rows.day >= first, rows.day < after)
+            found |= set(session.scalars(select(rows.day).where(of_part).distinct()))
+        packed.stale(session, cluster, found)
     while days == PACKED_DAYS:
         kept.keep()
         with db.write() as session:

@@ -12,6 +12,7 @@ import typer
 from broker.cli.options import Json, examples, group
 from broker.cli.output import emit, table
 from broker.cli.server import open_database
+from broker.errors import Conflict
 
 if TYPE_CHECKING:
     from broker.accounting.rebuild import Progress
@@ -42,6 +43,7 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
     a report shows it as it was or as it should be. Where it is stopped, begin again: what is right stays.
     """
     from broker.accounting.rebuild import rebuild as make_anew
+    from broker.db.leases import LeaseLost
 
     holder = f"{socket.gethostname()}:{os.getpid()}"
     with open_database() as (config, database):
@@ -51,7 +53,11 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
             def tell(progress: Progress, name: str = name) -> None:
                 typer.echo(f"{name}: {_told(progress)}", err=True)
 
-            done[name] = make_anew(database, name, holder, tell).jobs
+            try:
+                done[name] = make_anew(database, name, holder, tell).jobs
+            except LeaseLost:
+                detail = f"Another rebuild of {name} took over while this one stood still: it does the rest"
+                raise Conflict(detail) from None
     emit(
         {"items": [{"cluster": name, "jobs": jobs} for name, jobs in done.items()]},
         lambda: table(("CLUSTER", "JOBS"), list(done.items()), empty="No cluster is configured."),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 
 from broker.accounting import archive, packed, rebuild
 from broker.accounting.buckets import Sums
@@ -23,9 +23,12 @@ from broker.accounting.tables import (
     AccountingPackedRow,
     AccountingWaitRow,
 )
+from broker.cli import main
 from broker.context import Context
 from broker.db import leases
 from broker.db.leases import LeaseLost
+from broker.db.locks import exclusive
+from broker.errors import Conflict
 from broker.reports.definitions import REPORTS
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted
@@ -250,6 +253,53 @@ def test_a_reader_and_a_writer_beside_it_wait_for_nothing_and_see_whole_days(ctx
         assert view_report(session, wanted, Scope(), None).lines == right
 
 
+def test_columns_that_are_lost_are_made_again(ctx: Context) -> None:
+    """Of a day that is right, and has no row of columns any more: reports would find nothing."""
+    stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "nothing")
+    wanted = Wanted(REPORTS["usage"], date(2026, 1, 1), date(2026, 3, 1), ("day",))
+    with ctx.db.read() as session:
+        right = view_report(session, wanted, Scope(), None).lines
+    with ctx.db.write() as session:
+        session.execute(delete(AccountingPackedRow).where(AccountingPackedRow.day > date(2026, 1, 10)))
+    assert made_anew(ctx).changed == 0
+    with ctx.db.read() as session:
+        assert view_report(session, wanted, Scope(), None).lines == right
+        assert set(session.scalars(select(AccountingPackedRow.layout))) == {packed.LAYOUT}
+
+
+def test_it_takes_turns_with_an_ingest_that_changes_the_same_days(ctx: Context) -> None:
+    """Whoever marks a day holds it until it has marked all: two that each wait for a day of the other's end
+    only by one of them being broken off.
+    """
+    stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 4)], "nothing")
+    failed: list[BaseException] = []
+
+    def beside() -> None:
+        try:
+            made_anew(ctx)
+        except Exception as error:
+            failed.append(error)
+
+    other = threading.Thread(target=beside)
+    with ctx.db.write() as session:
+        exclusive(session, "accounting main")
+        packed.stale(session, "main", [date(2026, 1, 8)])
+        other.start()
+        while not ctx.db.is_sqlite and not waits(ctx):
+            assert other.is_alive()
+        packed.stale(session, "main", [date(2026, 1, 6)])
+    other.join(timeout=60)
+    assert not other.is_alive() and not failed, failed
+    with ctx.db.read() as session:
+        assert set(session.scalars(select(AccountingPackedRow.layout))) == {packed.LAYOUT}
+
+
+def waits(ctx: Context) -> bool:
+    """Whether any transaction waits for another one's lock."""
+    with ctx.db.read() as session:
+        return bool(session.scalar(text("select count(*) from pg_locks where not granted")))
+
+
 def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Context) -> None:
     stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
     before = sums_of(ctx)
@@ -271,3 +321,22 @@ def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Con
     with pytest.raises(LeaseLost):
         made_anew(ctx, taken)
     assert sums_of(ctx) != at_once(ctx), "the rest is the other one's"
+
+
+def test_the_command_says_that_another_one_took_over(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
+    monkeypatch.setenv("BROKER_DATA_DIR", str(ctx.settings.data_dir))
+    monkeypatch.setenv("BROKER_DATABASE_URL", ctx.settings.sqlalchemy_url)
+    monkeypatch.setenv("BROKER_CLUSTERS__MAIN__TRANSPORT", "local")
+    pack = rebuild._pack
+
+    def frozen(*more: Any) -> None:
+        pack(*more)
+        with ctx.db.write() as session:
+            session.execute(update(leases.LeaseRow).values(token=leases.LeaseRow.token + 1))
+
+    monkeypatch.setattr(rebuild, "_pack", frozen)
+    assert main(["accounting", "rebuild"]) == Conflict.exit_code
+    assert "Another rebuild of main took over" in capsys.readouterr().err
