@@ -21,7 +21,7 @@ _LEAST_WORD: Final = 6
 """Cells of a word that is cut, before a whole column or number is."""
 _SHORTENED: Final = 12
 """Cells of a word that is cut before a column is left out."""
-_MARKS: Final = ">?"
+_MARKS: Final = ">?!"
 _GAP: Final = 2
 """Cells between two columns."""
 _LONG: Final = 24
@@ -45,7 +45,7 @@ class Fitted:
     """A table without frills that shares out the width there is.
 
     A title may end in marks: `>` aligns right, `?` lets the column be left out where there is no room (the
-    last such first).
+    last such first), `!` goes on in the next row with a word that is too long, and cuts none: people copy it.
     """
 
     def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text | Bar]]) -> None:
@@ -66,7 +66,7 @@ class Fitted:
         )
         for at, width in zip(shown, widths, strict=True):
             side: JustifyMethod = "right" if ">" in self._marks[at] else "left"
-            overflow: OverflowMethod = "ellipsis" if at else "fold"
+            overflow: OverflowMethod = "fold" if at == 0 or "!" in self._marks[at] else "ellipsis"
             grid.add_column(self._titles[at], justify=side, overflow=overflow, width=width)
         for row in zip(*(self._columns[at] for at in shown), strict=True):
             grid.add_row(*row)

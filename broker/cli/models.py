@@ -128,7 +128,7 @@ def _detail(found: dict[str, Any]) -> Group:
         ),
         Text(""),
         table(
-            ("KIND", "PATH", "SIZE>", "SHA-256"),
+            ("KIND", "PATH!", "SIZE>", "SHA-256!"),
             ((kind, one["path"], size(one["size"]), one["sha256"]) for kind, one in files),
             empty="No files",
         ),

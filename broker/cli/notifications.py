@@ -60,7 +60,7 @@ def list_(ctx: typer.Context, limit: Limit = 100, as_json: Json = False) -> None
     emit(
         items,
         lambda: table(
-            ("ID", "TENANT", "URL", "KINDS", "ACTIVE", "PENDING>", "DEAD>", "DESCRIPTION"),
+            ("ID", "TENANT", "URL!", "KINDS", "ACTIVE", "PENDING>", "DEAD>", "DESCRIPTION"),
             (
                 (
                     one["id"],

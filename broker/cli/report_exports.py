@@ -113,7 +113,7 @@ def _counted(periods: int) -> str:
 
 
 def _shown(items: Sequence[dict[str, Any]], empty: str) -> Any:
-    heads = ("EXPORT", "PERIOD", "VERSION>", "REPORT", "STATE", "STORED", "BYTES>", "TROUBLE")
+    heads = ("EXPORT", "PERIOD", "VERSION>", "REPORT", "STATE", "STORED", "BYTES>", "TROUBLE!")
     rows = [
         (
             one["name"],

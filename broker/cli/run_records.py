@@ -137,7 +137,7 @@ def outputs(
         files = client.get(f"/runs/{run}/outputs", attempt=attempt)
     chosen = [file for file in files if component in (None, file["component"])]
     if download is None:
-        emit(chosen, lambda: _files(chosen), as_json=as_json)
+        emit(chosen, lambda: files_table(chosen), as_json=as_json)
         return
     wanted = [
         transfers.Download(
@@ -178,9 +178,10 @@ def _print_events(client: Api, run: str, seen: int, *, as_json: bool) -> int:
     return seen
 
 
-def _files(files: list[dict[str, Any]]) -> Any:
+def files_table(files: list[dict[str, Any]]) -> Any:
+    """Stored files, to be copied from."""
     return table(
-        ("COMPONENT", "PATH", "SIZE>", "SHA-256"),
+        ("COMPONENT", "PATH!", "SIZE>", "SHA-256!"),
         ((file["component"], file["path"], size(file["size"]), file["sha256"]) for file in files),
         empty="Nothing is stored (yet).",
     )

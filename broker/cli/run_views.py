@@ -83,7 +83,7 @@ def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
 def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableType:
     """The jobs of a run; `RESULTS` is what lies in the object store."""
     return table(
-        ("COMPONENT", "STATE", "SLURM>", "NODES?", "NEEDS?", "TIME>", "PROGRESS", "RESULTS?", "WHY"),
+        ("COMPONENT", "STATE", "SLURM>", "NODES?", "NEEDS?", "TIME>", "PROGRESS", "RESULTS?", "WHY!"),
         (
             (
                 job["component"] + (f" #{job['attempt']}" if job["attempt"] > 1 else ""),

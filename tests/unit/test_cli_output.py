@@ -15,6 +15,7 @@ from rich.console import Console
 
 from broker.cli import output
 from broker.cli.fitting import BAR, Bar
+from broker.cli.run_records import files_table
 from broker.cli.run_views import summary_table
 from broker.errors import Denied, InvalidSpec, LimitReached, Problem, Unauthenticated
 
@@ -102,6 +103,18 @@ def test_an_id_and_a_number_stay_whole_where_another_word_can_be_cut(width: int)
     words = {word for line in runs_at(width) for word in line.split()}
     assert {RUN, "01:00:00", "3/12"} <= words
     assert [word for word in words if word.startswith("segm") and word.endswith("…")]
+
+
+@given(st.integers(60, 100))
+def test_what_people_copy_from_a_table_is_broken_where_it_must_be_and_never_cut(width: int) -> None:
+    path, sha256 = "checkpoints/epoch-000123/segmentation-transformer.safetensors", "ab" * 32
+    file = {"component": "trainer", "path": path, "size": 123456, "sha256": sha256}
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(files_table([file]))
+    heads, *lines = console.export_text().splitlines()
+    at, end = heads.index("PATH"), heads.index("SHA-256")
+    assert "".join(line[at:].split(" ")[0] for line in lines) == path
+    assert "".join(line[end:].strip() for line in lines) == sha256
 
 
 def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
