@@ -187,8 +187,9 @@ UNUSED_CORE_HOURS = Measure(
     "h",
     "Core hours not used",
     "쓰지 않은 코어 시간",
-    "Allocated cores × elapsed − TotalCPU, of the jobs that `cpu_efficiency` knows",
-    "할당 코어 × 경과 − TotalCPU (CPU 효율을 아는 작업만)",
+    "Allocated cores × elapsed − TotalCPU, of the jobs that `cpu_efficiency` knows; all their hours, before "
+    "the period too",
+    "할당 코어 × 경과 − TotalCPU (CPU 효율을 아는 작업만). 기간 이전의 시간도 포함",
     _unused("cpu_used_s", "cpu_alloc_s", HOUR),
     CPU_EFFICIENCY.numbers,
     covered="cpu_jobs",
@@ -198,8 +199,10 @@ UNTOUCHED_MEMORY = Measure(
     "GiB h",
     "Memory never touched",
     "쓰지 않은 메모리",
-    "(Allocated memory − peak memory) × elapsed, in GiB hours. The peak is an upper bound, this a lower one",
-    "(할당 메모리 − 최대 메모리) × 경과, GiB 시간. 최대 메모리가 상한값이므로 하한값",
+    "(Allocated memory − peak memory) × elapsed, in GiB hours, of measured jobs that ended in the period. "
+    "The peak is an upper bound, this a lower one",
+    "기간 안에 끝나고 측정된 작업의 (할당 메모리 − 최대 메모리) × 경과, GiB 시간. 최대 메모리가 상한값이므로 "
+    "하한값",
     _unused("mem_used_mib_s", "mem_alloc_mib_s", HOUR * 1024),
     MEMORY_EFFICIENCY.numbers,
     covered="mem_jobs",
@@ -209,8 +212,9 @@ IDLE_GPU_HOURS = Measure(
     "h",
     "GPU hours idle",
     "유휴 GPU 시간",
-    "GPU hours × (1 − mean GPU utilisation), of the jobs that were measured",
-    "GPU 시간 × (1 − 평균 GPU 사용률) (측정된 작업만)",
+    "GPU hours × (1 − mean GPU utilisation), of measured jobs that ended in the period; all their hours, "
+    "before it too",
+    "기간 안에 끝나고 측정된 작업의 GPU 시간 × (1 − 평균 GPU 사용률). 기간 이전의 시간도 포함",
     _unused("gpu_used_s", "gpu_alloc_s", HOUR),
     GPU_EFFICIENCY.numbers,
     covered="gpu_jobs",
