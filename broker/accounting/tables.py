@@ -7,15 +7,22 @@ sums can be made anew from it at any time (`rebuild`). Times are seconds since t
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Date, Index, LargeBinary, String
+from sqlalchemy import BigInteger, Date, Index, LargeBinary, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from broker.db import Base, JsonType, UTCDateTime
 
 _ONE_TREE = {"sqlite_with_rowid": False}
 """Of a table that is most of all key: SQLite keeps the rows in the key's order, and the key once."""
+
+
+_PAID: Final = (
+    *("run_id", "cluster", "tenant", "user", "partition", "qos", "gpu_type", "gpu_types", "gpu_count"),
+    *("state", "start_at", "counted_to", "elapsed_s", "cpus", "mem_mib", "billing"),
+)
+"""What runs cost is made of: read without the wide rows."""
 
 
 class AccountingJobRow(Base):
@@ -86,7 +93,12 @@ class AccountingJobRow(Base):
         Index("ix_accounting_jobs_cluster_start_at", "cluster", "start_at"),
         Index("ix_accounting_jobs_tenant_submit_at", "tenant", "submit_at"),
         Index("ix_accounting_jobs_user_submit_at", "user", "submit_at"),
-        Index("ix_accounting_jobs_run_id", "run_id"),
+        Index(
+            "ix_accounting_jobs_run_id",
+            *_PAID,
+            sqlite_where=text("run_id IS NOT NULL"),
+            postgresql_where=text("run_id IS NOT NULL"),
+        ),
     )
 
 

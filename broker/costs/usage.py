@@ -37,7 +37,7 @@ _HAD: Final = {
 }
 """What a job had of a resource (`accounting_jobs`)."""
 _JOB: Final = (
-    *("start_at", "end_at", "counted_to", "elapsed_s"),
+    *("start_at", "counted_to", "elapsed_s"),
     *("cpus", "gpu_count", "gpu_types", "mem_mib", "billing"),
 )
 

@@ -153,7 +153,30 @@ def upgrade() -> None:
     with op.batch_alter_table("accounting_jobs", schema=None) as batch_op:
         batch_op.create_index("ix_accounting_jobs_cluster_end_at", ["cluster", "end_at"], unique=False)
         batch_op.create_index("ix_accounting_jobs_cluster_start_at", ["cluster", "start_at"], unique=False)
-        batch_op.create_index("ix_accounting_jobs_run_id", ["run_id"], unique=False)
+        batch_op.create_index(
+            "ix_accounting_jobs_run_id",
+            [
+                "run_id",
+                "cluster",
+                "tenant",
+                "user",
+                "partition",
+                "qos",
+                "gpu_type",
+                "gpu_types",
+                "gpu_count",
+                "state",
+                "start_at",
+                "counted_to",
+                "elapsed_s",
+                "cpus",
+                "mem_mib",
+                "billing",
+            ],
+            unique=False,
+            sqlite_where=sa.text("run_id IS NOT NULL"),
+            postgresql_where=sa.text("run_id IS NOT NULL"),
+        )
         batch_op.create_index("ix_accounting_jobs_tenant_submit_at", ["tenant", "submit_at"], unique=False)
         batch_op.create_index("ix_accounting_jobs_user_submit_at", ["user", "submit_at"], unique=False)
 
@@ -427,7 +450,11 @@ def downgrade() -> None:
     with op.batch_alter_table("accounting_jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_accounting_jobs_user_submit_at")
         batch_op.drop_index("ix_accounting_jobs_tenant_submit_at")
-        batch_op.drop_index("ix_accounting_jobs_run_id")
+        batch_op.drop_index(
+            "ix_accounting_jobs_run_id",
+            sqlite_where=sa.text("run_id IS NOT NULL"),
+            postgresql_where=sa.text("run_id IS NOT NULL"),
+        )
         batch_op.drop_index("ix_accounting_jobs_cluster_start_at")
         batch_op.drop_index("ix_accounting_jobs_cluster_end_at")
 
