@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from broker.costs.pricing import SUM_OF, Fate, Item, Place, Price, PriceBook, Resource, fate, where
 from broker.reports import days
-from broker.reports.grouping import Grouped, coded, group
+from broker.reports.grouping import Grouped, group, keyed
 
 SPAN, OUTCOME = "cost_span", "outcome"
 _CLASS, _LINE = "cost_class", "cost_line"
@@ -155,13 +155,9 @@ def costs_of(
 
 def _combinations(table: pa.Table, names: Sequence[str]) -> tuple[Any, list[tuple[Any, ...]]]:
     """Each row's combination of these columns, as a place in the list of all that occur."""
-    keys, labels = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows), []
-    for name in names:
-        codes, values = coded(table[name])
-        keys = pc.add(pc.multiply(keys, max(len(values), 1)), codes)
-        labels.append(values)
+    labels, keys = keyed(table, names)
     known = pc.unique(keys)
-    found = Grouped(tuple(labels), known, {}, {})
+    found = Grouped(labels, known, {}, {})
     return pc.index_in(keys, known), [found.labels_of(key) for key in known.to_pylist()]
 
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from broker.reports.days import Lines, period_place
 from broker.reports.definitions_cluster import PERIODS
-from broker.reports.grouping import group
+from broker.reports.grouping import Grouped, keyed
 from broker.reports.measures import TEXTS, Measure, Sums
 from broker.reports.node_events import CORES, WORDS, Events, counted_once, look_back
 from broker.reports.spans import DAY_S, day_numbered, seconds_by_day
@@ -104,12 +104,9 @@ class _Columns:
 
 def _grouped(table: pa.Table, wanted: Wanted, rows: Sequence[Any], *, whole: bool) -> DownTimes:
     """The lines; each knows its event where it is of one alone."""
-    made = group(table, (*wanted.by, _ROW), _SUMS)
-    events: Sequence[Any] = made.labels[-1]
-    lines = pc.divide(made.keys, max(len(events), 1))
-    columns = {"line": lines, _ROW: pc.subtract(made.keys, pc.multiply(lines, len(events)))}
+    labels, keys = keyed(table, wanted.by)
     of_lines = (
-        pa.table({**columns, **made.columns})
+        pa.table({"line": keys, **{name: table[name] for name in (_ROW, *_SUMS)}})
         .group_by("line")
         .aggregate([*((name, "sum") for name in _SUMS), (_ROW, "min"), (_ROW, "max")])
         .sort_by("line")
@@ -117,15 +114,8 @@ def _grouped(table: pa.Table, wanted: Wanted, rows: Sequence[Any], *, whole: boo
     )
     alone = pc.equal(of_lines[f"{_ROW}_min"], of_lines[f"{_ROW}_max"])
     of_event = pc.if_else(alone, of_lines[f"{_ROW}_min"], None).to_pylist()
-    grouped = replace(
-        made,
-        labels=made.labels[:-1],
-        keys=of_lines["line"],
-        columns={name: of_lines[f"{name}_sum"] for name in _SUMS},
-    )
-    return DownTimes(
-        wanted, grouped, None, [None if at is None else rows[events[at]] for at in of_event], whole
-    )
+    grouped = Grouped(labels, of_lines["line"], {name: of_lines[f"{name}_sum"] for name in _SUMS}, {})
+    return DownTimes(wanted, grouped, None, [None if at is None else rows[at] for at in of_event], whole)
 
 
 @dataclass(frozen=True)

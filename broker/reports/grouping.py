@@ -116,21 +116,29 @@ def group(
     histograms are made of; their keys are among the table's.
     """
     counts = counts or {}
-    labels, keys, of_counts = [], _zeros(table), {name: _zeros(part) for name, part in counts.items()}
-    for name in by:
-        codes, values = coded(table[name])
-        keys = _joined(keys, codes, len(values))
+    labels, keys = keyed(table, by)
+    of_counts = {name: _zeros(part) for name, part in counts.items()}
+    for name, values in zip(by, labels, strict=True):
         for histogram, part in counts.items():
             plain = _plain(part[name])
             places = pc.index_in(plain, pa.array(values, plain.type))
             of_counts[histogram] = _joined(of_counts[histogram], places, len(values))
-        labels.append(values)
     made = _added_up(pa.table({_KEY: keys, **{name: table[name] for name in sums}}), [_KEY], sums)
     histograms = {}
     for name, part in counts.items():
         parts = {_KEY: of_counts[name], _BUCKET: part[_BUCKET], "jobs": part["jobs"]}
         histograms[name] = _added_up(pa.table(parts), [_KEY, _BUCKET], ["jobs"])
-    return Grouped(tuple(labels), made[_KEY], {name: made[name] for name in sums}, histograms)
+    return Grouped(labels, made[_KEY], {name: made[name] for name in sums}, histograms)
+
+
+def keyed(table: pa.Table, by: Sequence[str]) -> tuple[tuple[Sequence[Label], ...], Any]:
+    """The labels of each dimension, and each row's key: in 64 bits, so of a few dimensions."""
+    labels, keys = [], _zeros(table)
+    for name in by:
+        codes, values = coded(table[name])
+        keys = _joined(keys, codes, len(values))
+        labels.append(values)
+    return tuple(labels), keys
 
 
 def _added_up(table: pa.Table, by: list[str], sums: Sequence[str]) -> pa.Table:

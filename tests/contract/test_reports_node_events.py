@@ -199,3 +199,22 @@ def test_capacity_and_what_was_lacking_are_those_of_the_hours_one_by_one(
     found = {tuple(one.key[name] for name in by): one.sums for one in made}
     told = {key: {name: sums[name] for name in names if sums[name]} for key, sums in found.items()}
     assert {key: sums for key, sums in told.items() if sums} == expected
+
+
+def test_lines_keep_their_names_however_many_could_be(ctx: Context) -> None:
+    """Of as many nodes, moments, reasons, days and events, more could be made than 64 bits tell apart."""
+    many = 7000
+    rows = [
+        _event(f"n{n}", -24 * n, 1 - 24 * n, "down", [[f"n{n}", 1, {}]], reason=f"reason {n}")
+        for n in range(many)
+    ]
+    stored(ctx, rows)
+    with ctx.db.write() as session:
+        look = {"cluster": "main", "what": EVENTS, "since": 0, "read_to": READ, "trouble": None}
+        upsert(session, AccountingLookRow, [look])
+    by = ("node", "began", "reason", "day")
+    with ctx.db.read() as session:
+        made = sources.groups(session, Wanted(REPORTS["node_downtime"], date(2000, 1, 1), UNTIL, by), Scope())
+        found = {tuple(one.key[name] for name in by): one.sums["node_s"] for one in made}
+    known = [labels(row, row["name"], row["start_at"]) for row in rows]
+    assert found == {tuple(one[name] for name in by): HOUR for one in known}
