@@ -44,7 +44,6 @@ def behind(
     first, after = _epoch(since), _epoch(until)
     if began:
         conditions: list[ColumnElement[bool]] = [Job.start_at >= first, Job.start_at < after]
-        conditions.append(or_(Job.node_list != "", Job.elapsed_s > 0, Job.end_at.is_(None)))
     else:
         last_seen = func.coalesce(Job.end_at, Job.counted_to)
         conditions = [last_seen >= first, func.coalesce(Job.start_at, Job.end_at) < after]
