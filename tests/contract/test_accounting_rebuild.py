@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from broker.accounting import archive, packed, rebuild
 from broker.accounting.buckets import Sums
@@ -251,6 +251,18 @@ def test_a_reader_and_a_writer_beside_it_wait_for_nothing_and_see_whole_days(ctx
             assert line.values["core_hours"] in (0, of_day[line.key["day"]]), "no day is half or twice"
     with ctx.db.read() as session:
         assert view_report(session, wanted, Scope(), None).lines == right
+
+
+def test_what_a_part_should_be_and_is_are_read_at_one_moment(ctx: Context) -> None:
+    stored(ctx, [job(1, FIRST)], "nothing")
+    counts = [select(func.count()).select_from(table) for table in (AccountingJobRow, AccountingDayRow)]
+    with rebuild._snapshot(ctx.db) as reading:
+        assert reading.scalar(counts[0]) == 1
+        with ctx.db.write() as session:
+            keep(session, job(2, FIRST, user="bob", cpus=64))
+        assert [reading.scalar(count) for count in counts] == [1, 1]
+    with ctx.db.read() as session:
+        assert [session.scalar(count) for count in counts] == [2, 2]
 
 
 def test_columns_that_are_lost_are_made_again(ctx: Context) -> None:
