@@ -34,6 +34,7 @@ from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted
 from tests.accounting import at, job, keep
 from tests.api_support import context
+from tests.harness.processes import until
 from tests.postgres import fresh_database
 
 NUMBER = itertools.count()
@@ -237,14 +238,17 @@ def test_a_reader_and_a_writer_beside_it_wait_for_nothing_and_see_whole_days(ctx
             with ctx.db.write() as session:  # and somebody else writes
                 session.execute(update(AccountingJobRow).values(reason=f"look {len(seen)}"))
 
+    def looked_at_again(_: Progress) -> None:
+        before = len(seen)
+        until(lambda: len(seen) > before + 1, 60, "somebody reads and writes between two parts")
+
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        made_anew(ctx)
+        made_anew(ctx, looked_at_again)
     finally:
         ended.set()
         reader.join()
-    assert len(seen) > 1
     of_day = {line.key["day"]: line.values["core_hours"] for line in right}
     for lines in seen:
         for line in lines:
