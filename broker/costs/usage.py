@@ -36,6 +36,7 @@ _HAD: Final = {
     Resource.BILLING: "billing",
 }
 """What a job had of a resource (`accounting_jobs`)."""
+_PAGE: Final = 1000
 _JOB: Final = (
     *("start_at", "counted_to", "elapsed_s"),
     *("cpus", "gpu_count", "gpu_types", "mem_mib", "billing"),
@@ -100,7 +101,10 @@ def _of_runs(
     query = select(*keys, span, *sums).where(*conditions, at_once)
     # PostgreSQL takes an expression with parameters for another one when it comes again: grouped by name
     grouped: list[Any] = [literal_column(one) for one in (*(f"key_{at}" for at in range(len(keys))), SPAN)]
-    rows = [tuple(row) for row in session.execute(query.group_by(*grouped))]
+    # page by page into columns: a hundred thousand rows at once keep the garbage collector busy
+    found = session.connection().execute(query.group_by(*grouped))
+    tables = [_table(names, page) for page in found.partitions(_PAGE)]
+    rows: list[tuple[Any, ...]] = []
     columns = [getattr(table, name) for name in (*_JOB, "state", *Place._fields)]
     for row in session.execute(select(*keys, *columns).where(*conditions, ~at_once)).all():
         for use in of_job(dict(row._mapping), (), ()):
@@ -108,10 +112,15 @@ def _of_runs(
                 known = [use.place.gpu_type if name == "gpu_type" else row[n] for n, name in enumerate(names)]
                 amounts = (use.sums.get(one, 0) for one in SUM_OF)
                 rows.append((*known, bisect_right(starts, use.day) - 1, *amounts))
-    if not rows:
-        return None
-    columns_of = map(_array, zip(*rows, strict=True))
-    return pa.table(dict(zip((*names, SPAN, *SUM_OF.values()), columns_of, strict=True)))
+    if rows:
+        tables.append(_table(names, rows))
+    return pa.concat_tables(tables).combine_chunks() if tables else None
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.Table:
+    """Rows of keys, span and sums as columns."""
+    columns = map(_array, zip(*rows, strict=True))
+    return pa.table(dict(zip((*names, SPAN, *SUM_OF.values()), columns, strict=True)))
 
 
 def _array(values: Sequence[Any]) -> pa.Array:
