@@ -5,6 +5,7 @@ Where its programs are missing the fixture fails: a test that did not run must n
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+_NUMBER = itertools.count()
 _OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
 
 
@@ -104,6 +106,15 @@ def fresh_database(url: str, name: str) -> str:
     ) as connection:
         connection.execute(f'create database "{name}"')  # type: ignore[arg-type]
     return parsed.set(database=name).render_as_string(hide_password=False)
+
+
+def database_of(request: pytest.FixtureRequest) -> str | None:
+    """What a fixture runs on whose parameter is `sqlite` (also where it has none) or `postgres`: None for
+    SQLite in the context's own folder, or a new empty database on the session's server.
+    """
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    return fresh_database(request.getfixturevalue("postgres_url"), f"test-{next(_NUMBER)}")
 
 
 @pytest.fixture(scope="session")

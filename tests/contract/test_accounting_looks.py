@@ -5,7 +5,6 @@ Slurm is not here: `Slurm` answers with records, some of them out of recordings 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,10 +22,9 @@ from broker.errors import Unreachable
 from broker.slurm import Share, parse_tres
 from broker.slurm.events import Lack, NodeEvent, ReservationRecord
 from tests.api_support import Api, context, worker_lease
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.recordings import parsed
 
-NUMBER = itertools.count()
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 T = int(NOON.timestamp())
 NODE = parse_tres("cpu=64,mem=512G,gres/gpu=4,gres/gpu:a100=4")
@@ -87,9 +85,7 @@ class Site:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"looks{next(NUMBER)}")
+    url = database_of(request)
     clusters: Any = {"main": {"transport": "local", "account": "default"}}
     with context(tmp_path / "data", url, clusters=clusters, accounting={"history_days": 30}) as ctx:
         Api(ctx).add("kim", tenant="team-a")

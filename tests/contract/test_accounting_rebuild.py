@@ -35,9 +35,8 @@ from broker.reports.wanted import Scope, Wanted
 from tests.accounting import at, job, keep
 from tests.api_support import context
 from tests.harness.processes import until
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 FIRST = at("2026-01-05T00:00")
 DAY = 86_400
 TABLES = (AccountingJobRow, AccountingDayRow, AccountingWaitRow, AccountingPackedRow)
@@ -70,9 +69,7 @@ WRONG = st.sampled_from(["nothing", "lost", "doubled", "of nobody", "wrong colum
 
 @pytest.fixture(params=["sqlite", "postgres"], scope="module")
 def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"rebuild{next(NUMBER)}")
+    url = database_of(request)
     with context(Path(tmp_path_factory.mktemp("rebuild")), url) as made:
         yield made
 

@@ -21,7 +21,7 @@ from broker.reports.definitions import REPORTS
 from broker.reports.views import view_report
 from broker.reports.wanted import Scope, Wanted
 from tests.api_support import context, worker_lease
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
 JOBS = 12_000
 GROWTH_MIB = 24
@@ -37,9 +37,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def house(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, slurm: Watched
 ) -> Iterator[tuple[Context, Lease, accounting.Read, float]]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), "scale")
+    url = database_of(request)
     with context(tmp_path_factory.mktemp("scale"), url) as ctx:
         lease = worker_lease(ctx)
         read = accounting.read_year(ctx, slurm, lease)

@@ -36,7 +36,7 @@ from broker.settings import AccountingSettings
 from broker.slurm.tres import Tres
 from tests.accounting_support import DAY, NOON, job, step
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.warehouse import Warehouse, fill
 
 MIDNIGHT = NOON + DAY // 2
@@ -44,9 +44,7 @@ MIDNIGHT = NOON + DAY // 2
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Warehouse]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"acct{abs(hash(request.node.name))}")
+    url = database_of(request)
     settings: dict[str, Any] = {"accounting": AccountingSettings(history_days=30)}
     with context(tmp_path / "data", url, **settings) as ctx:
         yield Warehouse(ctx)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -22,16 +21,12 @@ from broker.spec import parse
 from tests.accounting import job, keep
 from tests.advice_support import USED, ended, requested
 from tests.api_support import SPEC, Api, codes, context, spec
-from tests.postgres import fresh_database
-
-NUMBER = itertools.count()
+from tests.postgres import database_of
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"advice{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path / "data", url) as ctx:
         made = Api(ctx)
         made.add("root", Role.ADMIN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,20 +20,15 @@ from broker.runs.planning import Resolved, encode, make_plan
 from broker.runs.states import Gate, JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
 from tests.api_support import Api, codes, context, spec
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
 LARGE = {"components": {"trainer": {"gpu_count": 8}}}
 NEEDED = [{"component": "trainer", "resource": "gpu_count", "requested": 8, "threshold": 4}]
 
 
-NUMBER = itertools.count()
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"approvals{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path, url) as ctx:
         api = Api(ctx)
         for name, role in (("root", Role.ADMIN), ("boss", Role.ADMIN), ("ann", Role.RESEARCHER)):

@@ -23,16 +23,14 @@ from broker.identity import SYSTEM
 from broker.worker import loop
 from broker.worker.periodic import Periodic
 from tests.api_support import context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
 NUMBER = iter(range(1000))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def ctx(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'trail.sqlite3'}"
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"audit{next(NUMBER)}")
+    url = database_of(request) or f"sqlite:///{tmp_path / 'trail.sqlite3'}"
     with context(tmp_path / "data", url, clusters={}) as made:
         yield made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import socket
@@ -28,17 +27,14 @@ from broker.worker.exposing import exposed
 from tests.api_support import Api, context, worker_lease
 from tests.harness.processes import Process, free_port, until
 from tests.harness.product import BROKER
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"deploy{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path, url, metrics_public=True) as ctx:
         api = Api(ctx)
         api.add("root", Role.ADMIN)

@@ -6,7 +6,6 @@ The gauge looks once a minute; its clock is the test's, so that no test waits fo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,12 +24,11 @@ from broker.runs.events import events_after
 from broker.runs.measured import JobUsageRow
 from broker.runs.tables import JobRow
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.serving import served
 from tests.usage import MINUTE, World, line
 
 BOTH = pytest.mark.parametrize("world", ["sqlite", "postgres"], indirect=True)
-NUMBER = itertools.count()
 
 
 class Desk(World):
@@ -78,9 +76,7 @@ def metric(name: str) -> float | None:
 
 @pytest.fixture
 def world(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    url = None
-    if getattr(request, "param", "sqlite") == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"idle{next(NUMBER)}")
+    url = database_of(request)
     clusters = {"main": {"transport": "local", "base_path": str(tmp_path / "jobs")}}
     resources = {"gpu_idle_after_s": 600}
     with context(tmp_path / "data", url, clusters=clusters, resources=resources) as ctx:

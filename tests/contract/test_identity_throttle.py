@@ -11,7 +11,7 @@ from broker import schema
 from broker.db import Database
 from broker.errors import LimitReached
 from broker.identity.throttle import AT_ONCE, FREE_TRIES, LONGEST, LoginThrottle, LoginTriesRow, pause
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
 NUMBER = iter(range(1000))
 
@@ -31,9 +31,7 @@ class Clock:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def migrated(request, tmp_path_factory):
-    url = f"sqlite:///{tmp_path_factory.mktemp('throttle') / 'broker.sqlite3'}"
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"throttle{next(NUMBER)}")
+    url = database_of(request) or f"sqlite:///{tmp_path_factory.mktemp('throttle') / 'broker.sqlite3'}"
     db = Database(url)
     schema.upgrade(db)
     db.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -16,9 +15,8 @@ import pytest
 from broker.accounting.histograms import ERROR
 from tests.accounting import at, job, keep, two_tenants
 from tests.api_support import Api, codes, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 OCTOBER = {"since": "2026-10-01", "until": "2026-11-01"}
 
 
@@ -43,9 +41,7 @@ def made_jobs() -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"reports{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path / "data", url) as ctx:
         yield two_tenants(ctx, made_jobs())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -19,9 +18,8 @@ from broker.accounting.tables import AccountingCursorRow
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, codes, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 MAY = {"since": "2026-05-01", "until": "2026-06-01"}
 HALF = at("2026-05-16T00:00")
 """Up to here everything was read."""
@@ -83,9 +81,7 @@ def share(account: str, unix_user: str, day: str, **values: Any) -> dict[str, An
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"cluster{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path / "data", url) as ctx:
         made = Api(ctx)
         made.add("root", Role.ADMIN)

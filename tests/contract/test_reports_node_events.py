@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -23,9 +22,8 @@ from broker.reports.definitions import REPORTS
 from broker.reports.wanted import PERIODS, Scope, Wanted, period_name
 from tests.accounting import at
 from tests.api_support import context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 FIRST, HOUR = at("2026-05-30T00:00"), 3600
 SINCE, UNTIL, READ = date(2026, 5, 31), date(2026, 6, 4), FIRST + 100 * HOUR
 AMOUNTS = {
@@ -69,9 +67,7 @@ def _event(name: str, begin: int, end: int | None, lack: str, parts: list[Any], 
 
 @pytest.fixture(params=["sqlite", "postgres"], scope="module")
 def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"node-events{next(NUMBER)}")
+    url = database_of(request)
     with context(Path(tmp_path_factory.mktemp("events")), url) as made:
         yield made
 

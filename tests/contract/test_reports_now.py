@@ -26,7 +26,7 @@ from broker.slurm.states import SlurmState
 from tests.accounting import at, job
 from tests.accounting import keep as archive
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.queue_jobs import queue_job
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -35,9 +35,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"now{abs(hash(request.node.name))}")
+    url = database_of(request)
     for module in (quota_report, waiting_report):
         monkeypatch.setattr(module, "utcnow", lambda: NOW)
     quotas = QuotaSettings(gpu_hours_per_month=100, upload_gb_per_month=50, api_calls_per_day=1000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -34,9 +33,8 @@ from broker.reports.measures import Report
 from broker.reports.wanted import COLUMNS, PERIODS, Scope, Wanted, dimensions, period_name
 from tests.accounting import at, job, keep
 from tests.api_support import context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
-NUMBER = itertools.count()
 FIRST = at("2025-12-28T00:00")
 SINCE, UNTIL = date(2025, 12, 30), date(2026, 1, 12)
 OF_DAYS = [report for report in REPORTS.values() if report.source == "days"]
@@ -88,9 +86,7 @@ JOBS = st.lists(
 
 @pytest.fixture(params=["sqlite", "postgres"], scope="module")
 def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"of-days{next(NUMBER)}")
+    url = database_of(request)
     with context(Path(tmp_path_factory.mktemp("days")), url) as made:
         yield made
 

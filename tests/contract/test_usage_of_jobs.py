@@ -27,19 +27,16 @@ from broker.resources.keeper import ResourceKeeper
 from broker.runs.measured import JobUsageRow, JobUsageSampleRow, measured_gpus
 from broker.runs.tables import JobRow, RunRow
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.serving import served
 from tests.usage import MINUTE, Login, World, line
 
 BOTH = pytest.mark.parametrize("world", ["sqlite", "postgres"], indirect=True)
-NUMBER = itertools.count()
 
 
 @pytest.fixture
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    url = None
-    if getattr(request, "param", "sqlite") == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"usage{next(NUMBER)}")
+    url = database_of(request)
     clusters = {"main": {"transport": "local", "base_path": str(tmp_path / "jobs")}}
     with context(tmp_path / "data", url, clusters=clusters) as ctx:
         made = Api(ctx)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +10,11 @@ import pytest
 from tests.accounting import two_tenants
 from tests.api_support import Api, context
 from tests.costs import made_jobs
-from tests.postgres import fresh_database
-
-NUMBER = itertools.count()
+from tests.postgres import database_of
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
-    url = None
-    if request.param == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"costs{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path / "data", url) as ctx:
         yield two_tenants(ctx, made_jobs())

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 from tests.receivers import web_server
-from tests.telling import NUMBER, PEOPLE
+from tests.telling import PEOPLE
 
 
 @pytest.fixture
@@ -25,6 +25,4 @@ def receiver():
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request):
-    if request.param == "sqlite":
-        return None
-    return fresh_database(request.getfixturevalue("postgres_url"), f"notify{next(NUMBER)}")
+    return database_of(request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -18,14 +17,12 @@ from broker.slurm.cluster import Config
 from tests.api_support import context, worker_lease
 from tests.harness.sacct import FIELDS
 from tests.ledger import Accounting, person
-from tests.postgres import fresh_database
+from tests.postgres import database_of
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ctx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
-    url = None
-    if request.param == "postgresql":  # of its own: the worker's part looks at every tenant's runs
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"month-{secrets.token_hex(4)}")
+    url = database_of(request)
     with context(tmp_path, url) as made:
         yield made
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.api_support import Api, context
-from tests.postgres import fresh_database
-from tests.resources import NUMBER, World
+from tests.postgres import database_of
+from tests.resources import World
 
 
 @pytest.fixture
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    url = None
-    if getattr(request, "param", "sqlite") == "postgres":
-        url = fresh_database(request.getfixturevalue("postgres_url"), f"resources{next(NUMBER)}")
+    url = database_of(request)
     with context(tmp_path / "data", url) as ctx:
         made = Api(ctx)
         with made.http:
