@@ -57,11 +57,14 @@ def differences(
     scripts: Mapping[int, str],
     holder: Holder,
     ended: Set[str] = frozenset(),
+    started: Set[str] = frozenset(),
 ) -> list[Difference]:
     """What is not as approved about the jobs that wait, in the plan's order.
 
     `ids`: Slurm's job id by component. A job that Slurm has no more holds up nothing: how it ended is seen
-    elsewhere. `ended`: components that have ended, so that nobody waits for them any more.
+    elsewhere. `ended`: components that have ended, so that nobody waits for them any more. `started`: those
+    that take several starts and have had one. The script lowers the time limit of the last one, to what is
+    left of the time that was asked for, and Slurm keeps that when it requeues the job.
     """
     found: list[Difference] = []
     for job in plan.jobs:
@@ -69,7 +72,7 @@ def differences(
         if slurm_job is None or slurm_job.state.finished:
             continue
         parents = {ids[up]: up in ended for up in job.depends_on if up in ids}
-        for field, approved, actual in _fields(job, slurm_job, holder, parents):
+        for field, approved, actual in _fields(job, slurm_job, holder, parents, job.component in started):
             if approved != actual:
                 found.append(Difference(job.component, field, _text(approved), _text(actual)))
         if scripts.get(slurm_job.job_id) != job.script:
@@ -95,9 +98,12 @@ def grown(
 
 
 def _fields(
-    job: CompiledJob, found: HeldJob, holder: Holder, parents: Mapping[int, bool]
+    job: CompiledJob, found: HeldJob, holder: Holder, parents: Mapping[int, bool], started: bool
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(name, as approved, as found) of everything that could have been changed."""
+    """(name, as approved, as found) of everything that could have been changed.
+
+    `started`: an earlier start may have lowered the time limit, which was approved with its script.
+    """
     args = _arguments(job)
     asked = _Asked.of(job)
     yield "state", SlurmState.PENDING.value, found.state.value
@@ -111,7 +117,9 @@ def _fields(
     yield "most nodes", asked.nodes, found.max_nodes or asked.nodes
     yield "CPUs", asked.cpus, found.tres.cpus
     yield "most CPUs", asked.cpus, found.max_cpus or asked.cpus
-    yield "time limit (s)", asked.time_s, found.time_limit_s
+    limit_s = found.time_limit_s
+    lowered = started and limit_s is not None and limit_s < asked.time_s
+    yield "time limit (s)", asked.time_s, asked.time_s if lowered else limit_s
     if "account" in args:
         yield "account", args["account"], found.account
     if "qos" in args and found.qos != holder.approved_qos:

@@ -184,7 +184,8 @@ class Gatekeeper:
             partition = next((each.name for each in slurm.partitions() if each.default), "")
         holder = Holder(run.unix_account or slurm.capabilities().user, partition, run.requested_qos)
         ended = {job.component for job in jobs if JobState(job.state).ended}
-        return differences(plan, ids, held, scripts, holder, ended)
+        started = {job.component for job in jobs if "start_s" in job.resources and job.started_at is not None}
+        return differences(plan, ids, held, scripts, holder, ended, started)
 
     def _refuse_release(self, run: RunRow, found: Sequence[Difference]) -> None:
         """Nothing is released: the run waits for a decision again, and says what differs."""

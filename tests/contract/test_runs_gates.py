@@ -6,7 +6,7 @@ had. What the real one does is tried in tests/cluster/test_approval.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -258,6 +258,30 @@ def test_what_runs_of_a_run_that_waits_for_a_second_decision_was_let_go_by_the_f
     loader_seen = replace(_queued(FIRST, "None"), state=SlurmState.RUNNING, priority=1)
     desk.gates.watch(QueueSnapshot(utcnow(), (loader_seen, _queued(FIRST + 1, "JobHeldAdmin"))))
     assert desk.run(run_id).gate == Gate.CLOSED
+
+
+def test_a_run_whose_last_start_was_preempted_is_released_after_an_admins_hold(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script has lowered the limit of that start; one that never started has nobody's leave for it."""
+    asked: list[Set[str]] = []
+
+    def compared(*found: Any) -> list[Difference]:
+        asked.append(found[-1])
+        return []
+
+    monkeypatch.setattr(gatekeeper, "load_plan", lambda *_: object())
+    monkeypatch.setattr(gatekeeper, "differences", compared)
+    monkeypatch.setattr(desk.slurm, "batch_scripts", lambda ids: {}, raising=False)
+    monkeypatch.setattr(desk.slurm, "partitions", lambda: [], raising=False)
+    run_id = desk.submitted(**NEEDS, **APPROVED, phase=Phase.ACTIVE, gate=Gate.OPENING)
+    with desk.ctx.db.write() as session:
+        for job in attempt_jobs(session, run_id, 1):
+            job.resources = job.resources | {"start_s": 600}
+            job.started_at = utcnow() if job.component == "trainer" else None
+    desk.submitter.advance(run_id)
+    assert asked == [{"trainer"}]
+    assert (desk.run(run_id).gate, desk.slurm.asked) == (Gate.OPEN, [("release", (FIRST + 1, FIRST))])
 
 
 def test_those_who_decide_are_told_when_a_release_was_refused(

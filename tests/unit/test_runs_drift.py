@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
@@ -63,9 +64,9 @@ def _held(component: str, **fields: Any) -> HeldJob:
     )
 
 
-def compare(**fields: Any) -> list[Difference]:
+def compare(started: Set[str] = frozenset(), **fields: Any) -> list[Difference]:
     held = {7: _held("loader"), 8: _held("trainer", **fields)}
-    return differences(PLAN, IDS, held, SCRIPTS, HOLDER)
+    return differences(PLAN, IDS, held, SCRIPTS, HOLDER, started=started)
 
 
 def test_what_slurm_holds_as_it_was_submitted_differs_in_nothing() -> None:
@@ -116,6 +117,13 @@ def test_every_field_that_an_owner_can_change_is_compared(fields: dict[str, Any]
     assert field in {each.field for each in found}
     assert {each.component for each in found} == {"trainer"}
     assert all(str(each).startswith("trainer: ") for each in found)
+
+
+def test_a_last_start_has_lowered_its_own_limit_to_what_is_left_of_the_time_asked_for() -> None:
+    assert compare(started={"trainer"}, time_limit_s=600) == []  # preempted then, and under a hold
+    assert [each.field for each in compare(time_limit_s=600)] == ["time limit (s)"]  # it has had no start
+    for more in (5460, None):
+        assert [each.field for each in compare(started={"trainer"}, time_limit_s=more)] == ["time limit (s)"]
 
 
 @pytest.mark.parametrize("script", ["#!/bin/bash\nmine\n", None])
