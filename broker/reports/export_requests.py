@@ -73,6 +73,8 @@ def ask_for_exports(
             row = add_version(session, request.name, export, period, 1, now, by_hand=period not in due)
         row.asked_at = row.asked_at or now
         row.trouble, row.next_try_at = None, None  # it is tried at once
+        if row.state == "dropped":
+            row.state = "waiting"
         found.append(row)
     asked = {"report": export.report, "periods": periods}
     record(session, principal, "report.export_ask", "report_export", request.name, None, asked)

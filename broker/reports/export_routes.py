@@ -40,7 +40,9 @@ class ExportView(BaseModel):
     report: str
     since: date
     until: date = Field(description="The first day (UTC) that is not in it any more")
-    state: Literal["waiting", "intended", "stored"]
+    state: Literal["waiting", "intended", "stored", "dropped"] = Field(
+        description="`dropped`: the settings don't say how to write it any more; `trouble` has the remedy"
+    )
     files: Sequence[ExportedFile]
     stored_at: datetime | None
     checked_at: datetime | None = Field(

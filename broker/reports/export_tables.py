@@ -16,8 +16,9 @@ class ReportExportRow(Base):
 
     `name`: of the setting `reports.exports.NAME`. `state`: `waiting` (accounting has not been read to the
     period's end, or the last try failed: `trouble`), `intended` (what will lie in the store is decided),
-    `stored`. `digest`: SHA-256 of lines and total. `sources`: up to when each cluster had been read. `files`:
-    format, key, size, sha256 of each. `checked_at`: when the figures were last compared with it. `asked_at`:
+    `stored`, `dropped` (the settings don't say how to write it any more: `trouble`). `digest`: SHA-256 of
+    lines and total. `sources`: up to when each cluster had been read. `files`: format, key, size, sha256 of
+    each. `checked_at`: when the figures were last compared with it. `asked_at`:
     since when somebody wants it written, or compared, now; null once that is done. `by_hand`: the period
     has a row for that reason alone, so the schedule catches up on nothing because of it.
     """

@@ -8,7 +8,7 @@ of something late) are a new version beside the old one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
@@ -21,7 +21,7 @@ from broker.audit import record
 from broker.checks import Check
 from broker.context import Context
 from broker.db import utcnow
-from broker.db.leases import Lease
+from broker.db.leases import Lease, LeaseLost
 from broker.errors import (
     BrokerError,
     ConfigurationError,
@@ -47,7 +47,7 @@ from broker.reports.export_plan import (
     to_check,
     unread,
 )
-from broker.reports.export_rows import add_version, decide_alone, newest_of, versions_of
+from broker.reports.export_rows import add_version, decide_alone, drop, lost, newest_of, versions_of
 from broker.reports.export_tables import ReportExportRow
 from broker.reports.schemas import ReportView
 from broker.reports.sources import ages, read_up_to
@@ -58,7 +58,7 @@ from broker.settings import ReportExportSettings, ReportSettings
 
 log = structlog.get_logger("broker.reports")
 
-_LIKELY = (ConfigurationError, Denied, IntegrityError, NotFound, Unreachable)
+_LIKELY = (ConfigurationError, Denied, IntegrityError, NotFound, Unreachable, BrokerError)
 FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 """After a failure; each further pause is twice as long, up to the longest."""
@@ -97,10 +97,10 @@ def check_exports(settings: ReportSettings) -> Iterator[Check]:
 
 
 class Exporter:
-    """Writes what is due. Used by one thread, behind a lease."""
+    """Writes what is due. Used by one thread, behind a lease. `goes_on`: whether to begin another period."""
 
-    def __init__(self, ctx: Context) -> None:
-        self._ctx, self._settings = ctx, ctx.settings.reports
+    def __init__(self, ctx: Context, goes_on: Callable[[], bool] = lambda: True) -> None:
+        self._ctx, self._settings, self._goes_on = ctx, ctx.settings.reports, goes_on
         self._other: ObjectStore | None = None
         for name in self._settings.exports:  # so that the first of a kind is an increase
             metrics.REPORT_EXPORTS.labels(name)
@@ -120,18 +120,52 @@ class Exporter:
     def tick(self, lease: Lease, now: datetime | None = None) -> None:
         """Write what is due now. What fails is noted, counted and tried again; the rest goes on."""
         now = now or utcnow()
+        self._drop(lease)
         for name, export in self._settings.exports.items():
             for period in self._due(name, export, now):
+                if not self._goes_on():
+                    return
                 with contained("report_export_broken", export=name, period=period):
                     self._try(lease, name, export, period, now)
 
+    def _drop(self, lease: Lease) -> None:
+        """End what the settings don't know any more: it would be wanted, or waited for, for ever."""
+        with self._ctx.db.read() as session:
+            found = lost(session, self._settings.exports)
+        for name, period, version, wrong in found:
+            with self._ctx.db.write() as session:
+                lease.confirm(session)
+                drop(session, name, period, version, wrong)
+            log.warning("report_export_dropped", export=name, period=period, detail=wrong)
+
     def _try(self, lease: Lease, name: str, export: ReportExportSettings, period: str, now: datetime) -> None:
+        """Write a period, or note why not. A defect of ours is raised as well, for the log has its traceback;
+        what it says of itself may hold anything, so its kind alone is told.
+        """
         try:
             self._write(lease, name, export, period, now)
         except BrokerError as error:
-            metrics.REPORT_EXPORT_FAILURES.labels(name, error.code).inc()
             log.warning("report_export_failed", export=name, period=period, detail=error.detail)
-            self._note(lease, name, export, period, error.detail, now, failed=True)
+            self._failed(lease, name, export, period, error.code, error.detail, now)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            told = f"A defect of the broker ({type(error).__name__}): see `report_export_broken` in its log"
+            self._failed(lease, name, export, period, BrokerError.code, told, now)
+            raise
+
+    def _failed(
+        self,
+        lease: Lease,
+        name: str,
+        export: ReportExportSettings,
+        period: str,
+        code: str,
+        trouble: str,
+        now: datetime,
+    ) -> None:
+        metrics.REPORT_EXPORT_FAILURES.labels(name, code).inc()
+        self._note(lease, name, export, period, trouble, now, failed=True)
 
     def _due(self, name: str, export: ReportExportSettings, now: datetime) -> list[str]:
         """The periods to compare once more, those to write, and those that somebody has asked for."""
@@ -215,6 +249,8 @@ class Exporter:
             rows = versions_of(session, name, period)
             row = rows[-1] if rows else add_version(session, name, export, period, 1, now)
             row.trouble = trouble
+            if row.state == "dropped":  # its setting is back
+                row.state = "waiting"
             if failed:
                 row.tries += 1
                 row.next_try_at = now + min(FIRST_PAUSE * 2 ** min(row.tries - 1, 10), LONGEST_PAUSE)
@@ -253,7 +289,7 @@ def _intend(
     if row.digest != figures:
         row.digest, row.made_at = figures, now
         row.sources = [source.model_dump(mode="json") for source in view.sources]
-    row.state = "intended"
+    row.state, row.report = "intended", export.report
     return _version(row), [_version(one) for one in stored]
 
 

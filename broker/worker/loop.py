@@ -78,7 +78,7 @@ def run(ctx: Context, stop: threading.Event) -> None:
         threads.append(threading.Thread(target=courier.run, name="courier"))
         threads += [
             threading.Thread(target=task.run, args=(ctx, holder, stop), name=task.name)
-            for task in periodic(ctx)
+            for task in periodic(ctx, stop)
         ]
         for thread in threads:
             thread.start()
@@ -92,12 +92,12 @@ def run(ctx: Context, stop: threading.Event) -> None:
             thread.join()
 
 
-def periodic(ctx: Context) -> list[Periodic]:
+def periodic(ctx: Context, stop: threading.Event) -> list[Periodic]:
     """What one process of all does again and again, whatever the clusters do."""
     return [
         Periodic(sealing.LEASE, SEAL_S, lambda lease: sealing.seal(ctx.db, lease, ctx.settings.data_dir)),
         Periodic("approvals", EXPIRE_S, lambda lease: expire(ctx, lease)),
-        Periodic("reports", EXPORT_S, Exporter(ctx).tick),
+        Periodic("reports", EXPORT_S, Exporter(ctx, goes_on=lambda: not stop.is_set()).tick),
     ]
 
 
