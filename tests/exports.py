@@ -20,6 +20,8 @@ from tests.api_support import Api
 
 NOVEMBER = datetime(2026, 11, 1, 7, tzinfo=UTC)
 READ = at("2026-11-01T05:00")
+TO_OCTOBER = {"name": "monthly", "since": "2026-07-15", "until": "2026-10-01"}
+"""What is asked for of two whole months: August and September."""
 BOTH = ReportExportSettings(report="usage", by=("tenant", "user"), formats=("parquet", "csv"))
 
 
@@ -55,3 +57,10 @@ class Place:
     def read_to(self, text: str) -> None:
         with self.ctx.db.write() as session:
             session.get_one(AccountingCursorRow, "main").settled_to = at(text)
+
+
+def ask(place: Place, who: str = "root", **body: Any) -> list[tuple[str, str]]:
+    """Ask for exports; what the answer says of each period."""
+    answer = place.api.call("POST", "/report-exports", who, json=body)
+    assert answer.status_code == 202, answer.text
+    return [(one["period"], one["state"]) for one in answer.json()["items"]]

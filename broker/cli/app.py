@@ -17,6 +17,7 @@ from broker.cli import (
     auth,
     clusters,
     costs,
+    exports,
     keys,
     models,
     notifications,
@@ -83,6 +84,7 @@ app.add_typer(tenants.app)
 app.add_typer(keys.app)
 clusters.register(app)
 register_report(app)
+app.add_typer(exports.app)
 costs.register(app)
 register_advice(app)
 resources.register(app)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
 
+from broker.cli.files import save
 from broker.cli.options import Json, Limit, api, examples, group
 from broker.cli.output import emit, fields, table, when
 from broker.cli.server import open_database
-from broker.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from broker.audit.sealing import Verification
@@ -88,25 +86,8 @@ def export(
 
     With `--json` the answer says where it was written; the file is CSV all the same.
     """
-    wanted = _filters(actor, action, object_, tenant, since, until)
-    if output == "-":
-        if as_json:
-            raise InvalidRequest("With --json the CSV needs a place of its own: name it with --output FILE")
-        with api(ctx) as client:
-            client.save("/audit/export", sys.stdout.buffer.write, **wanted)
-        sys.stdout.flush()
-        return
-    target = Path(output)
-    draft = target.with_name(f".{target.name}.part")
-    try:
-        with api(ctx) as client, draft.open("wb") as file:
-            count = client.save("/audit/export", file.write, **wanted)
-        draft.replace(target)
-    except OSError as error:
-        raise InvalidRequest(f"{output} can't be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
-    emit({"path": output, "bytes": count}, lambda: f"Wrote {output} ({count} bytes).", as_json=as_json)
+    filters = _filters(actor, action, object_, tenant, since, until)
+    save(ctx, "/audit/export", filters, output, as_json=as_json)
 
 
 @app.command(

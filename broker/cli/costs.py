@@ -9,10 +9,12 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from broker.cli.files import save
 from broker.cli.options import Json, api, examples, group
 from broker.cli.output import emit, harmless, table, when
 from broker.cli.periods import Last, Since, Until, chosen_day, chosen_period
-from broker.cli.report import age_notes, chosen_filters, drawn_bar, save_csv
+from broker.cli.report_views import age_notes, drawn_bar
+from broker.cli.splitting import Lines, by_option, chosen_filters, where_option
 from broker.errors import InvalidRequest
 
 prices = group("prices", "What an hour of a core, a GPU, a GiB of memory costs, and from when on.")
@@ -25,27 +27,19 @@ _NAMES: Final = {
     "billing_hour": ("billing h", "Slurm billing"),
 }
 _PLACE: Final = ("cluster", "partition", "qos", "gpu_type")
+By = Annotated[list[str] | None, by_option("`user`, `run`, `month`")]
+Where = Annotated[list[str] | None, where_option("this use", _FILTERS)]
 Resource = Literal["core_hour", "gpu_hour", "gib_hour", "billing_hour"]
 
 
 def costs(
     ctx: typer.Context,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--by", metavar="DIMENSION", help="How to split it: `user`, `run`, `month`, …; repeatable."
-        ),
-    ] = None,
+    by: By = None,
     last: Last = None,
     since: Since = None,
     until: Until = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", metavar="NAME=VALUE", help=f"Only this use; repeatable. {_FILTERS}."),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=10_000, help="Show at most this many.")
-    ] = 20,
+    where: Where = None,
+    limit: Lines = 20,
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Of one run: every attempt of its jobs.")
     ] = None,
@@ -73,11 +67,12 @@ def costs(
             found = client.get(f"/runs/{run}/cost")
         emit(found, lambda: _shown_run(found), as_json=as_json)
         return
-    asked: dict[str, Any] = chosen_period(last, since, until) | chosen_filters(where or [], _FILTERS)
+    asked: dict[str, Any] = chosen_period(last, since, until) | chosen_filters(where, _FILTERS)
     if invoice is not None:
         if by:
             raise InvalidRequest("An invoice is by tenant and user: leave --by out")
-        save_csv(ctx, "/costs", asked | {"bom": bom}, invoice, as_json)
+        wanted = asked | {"format": "csv", "bom": bom}
+        save(ctx, "/costs", wanted, invoice, option="--invoice", as_json=as_json)
         return
     with api(ctx) as client:
         found = client.get("/costs", **asked, by=by or None, limit=limit)

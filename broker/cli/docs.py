@@ -49,8 +49,8 @@ _STATUS_ROWS: Final = (
     ("0", "Done; a waited-for run succeeded."),
     (
         "1",
-        "A waited-for run failed, was cancelled or rejected; a check of `broker doctor` failed; "
-        "the audit trail is broken.",
+        "A waited-for run failed, was cancelled or rejected; a waited-for export could not be written; "
+        "a check of `broker doctor` failed; the audit trail is broken.",
     ),
     ("130", "Interrupted (Ctrl-C). What was asked for goes on."),
 )

@@ -79,6 +79,20 @@ def test_csv_goes_to_a_file_and_to_standard_output(call: Call, tmp_path: Path) -
     assert '"team-b"' in call("usage", "--last", "month", "--csv", "-")
 
 
+def test_a_place_that_takes_no_file_is_named_and_nothing_is_left_there(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "files" / "notes.txt"
+    file.parent.mkdir()
+    file.write_text("mine")
+    before = set(tmp_path.iterdir())
+    monkeypatch.chdir(file.parent)
+    for target in (".", str(file.parent), str(file / "usage.csv"), str(file.parent / "no" / "usage.csv")):
+        assert f"{target} can't be written: " in call("usage", "--format", "csv", "-o", target, status=2)
+    assert set(tmp_path.iterdir()) == before and list(file.parent.iterdir()) == [file]
+    assert file.read_text() == "mine"
+
+
 def test_a_researcher_sees_only_the_own_jobs(call: Call, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_TOKEN", api.tokens["ann"])
     shown = call("top", "--last", "month")

@@ -14,8 +14,9 @@ import pytest
 from broker.identity import Role
 from broker.objects import EmbeddedObjectStore, ObjectStore
 from broker.settings import ReportSettings
+from tests.accounting import at, job, keep
 from tests.api_support import Api, context
-from tests.exports import BOTH, Place
+from tests.exports import BOTH, READ, Place
 from tests.postgres import fresh_database
 
 NUMBER = itertools.count()
@@ -47,3 +48,12 @@ def place(request: pytest.FixtureRequest, server: EmbeddedObjectStore, tmp_path:
         made.add(1)
         made.add(2, user="bob", tenant="team-b")
         yield made
+
+
+@pytest.fixture
+def summer(place: Place) -> Iterator[Place]:
+    """Jobs of July and September as well."""
+    with place.ctx.db.write() as session:
+        for number, day in ((21, "2026-07-20"), (22, "2026-09-03")):
+            keep(session, job(number, at(f"{day}T10:00")), read_to=READ)
+    yield place

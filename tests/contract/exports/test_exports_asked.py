@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,40 +16,20 @@ from broker.objects import ObjectStore
 from broker.reports import export_routes
 from broker.reports.export_plan import rendered
 from broker.reports.export_requests import ExportRequest, ask_for_exports, asked_periods
-from broker.reports.export_tables import ReportExportRow
 from broker.reports.exporter import Exporter
 from broker.reports.schemas import ReportView
-from tests.accounting import at, job, keep
 from tests.api_support import NOBODY, codes
-from tests.exports import BOTH, NOVEMBER, READ, Place
+from tests.exports import BOTH, NOVEMBER, TO_OCTOBER, Place, ask
 from tests.harness.processes import until
-from tests.serving import Call, caller, signed_on
 
 ON_EITHER = pytest.mark.parametrize(
     "place", [{}, {"postgres": True}], indirect=True, ids=["sqlite", "postgres"]
 )
-TO_OCTOBER = {"name": "monthly", "since": "2026-07-15", "until": "2026-10-01"}
 
 
 @pytest.fixture(autouse=True)
 def _november(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_routes, "utcnow", lambda: NOVEMBER)
-
-
-@pytest.fixture
-def summer(place: Place) -> Iterator[Place]:
-    """Jobs of July and September as well."""
-    with place.ctx.db.write() as session:
-        for number, day in ((21, "2026-07-20"), (22, "2026-09-03")):
-            keep(session, job(number, at(f"{day}T10:00")), read_to=READ)
-    yield place
-
-
-def ask(place: Place, who: str = "root", **body: Any) -> list[tuple[str, str]]:
-    """Ask for exports; what the answer says of each period."""
-    answer = place.api.call("POST", "/report-exports", who, json=body)
-    assert answer.status_code == 202, answer.text
-    return [(one["period"], one["state"]) for one in answer.json()["items"]]
 
 
 def states(place: Place) -> list[tuple[str, int, str, bool]]:
@@ -224,7 +202,7 @@ def test_a_period_that_meets_a_defect_holds_up_no_other(
         summer.tick()
     found = [(period, state) for period, _, state, _ in states(summer)]
     assert found == [("2026-08", "intended"), ("2026-09", "stored"), ("2026-10", "stored")]
-    summer.tick()
+    summer.tick(NOVEMBER + timedelta(minutes=1))
     assert states(summer)[0] == ("2026-08", 1, "stored", False)
 
 
@@ -244,64 +222,6 @@ def test_what_was_compared_at_last_begins_its_pauses_anew(
     assert (row.state, row.tries, row.trouble, row.asked_at) == ("stored", 0, None, None)
 
 
-# ---- the command ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def call(
-    summer: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
-    with signed_on(summer.api, "root", monkeypatch):
-        yield caller(capsys)
-
-
-def test_the_command_asks_and_waits_until_the_worker_has_written(summer: Place, call: Call) -> None:
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            summer.tick()
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        shown = call(
-            "report", "export", "monthly", "--since", "2026-07-15", "--until", "2026-10-01", "--wait"
-        )
-    finally:
-        stop.set()
-        worker.join()
-    lines = [line.split() for line in shown.splitlines() if line.startswith("monthly")]
-    assert [(line[1], line[4]) for line in lines] == [("2026-09", "stored"), ("2026-08", "stored")]
-    told = call("report", "export", "monthly", "--period", "2026-09", "--json")
-    assert [(one["period"], one["state"]) for one in told["items"]] == [("2026-09", "stored")]
-    assert "2026-08" in call("report", "exports", "monthly")
-
-
-def test_a_command_that_waits_for_what_fails_says_so(
-    summer: Place, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(summer.ctx, "objects", ObjectStore(NOBODY))
-    ask(summer, name="monthly", period="2026-09")
-    worker = threading.Timer(0.5, summer.tick)
-    worker.start()
-    shown = call("report", "export", "monthly", "--period", "2026-09", "--wait", status=1)
-    worker.join()
-    assert "1 period could not be written yet" in shown
-
-
-def test_a_command_waits_for_what_it_asked_for_and_for_nothing_else(summer: Place, call: Call) -> None:
-    ask(summer, name="monthly", period="2026-08")
-    with summer.ctx.db.write() as session:  # of another wish: stuck, and tried again much later
-        row = session.get_one(ReportExportRow, ("monthly", "2026-08", 1))
-        row.trouble, row.next_try_at = "The object store does not answer", NOVEMBER + timedelta(days=1)
-    worker = threading.Timer(0.5, summer.tick)
-    worker.start()
-    shown = call("report", "export", "monthly", "--period", "2026-09", "--wait")
-    worker.join()
-    assert "2026-09" in shown and "could not be written" not in shown
-
-
 def test_exports_are_listed_by_the_days_of_their_periods(summer: Place) -> None:
     ask(summer, **TO_OCTOBER)
     for query, periods in (
@@ -311,19 +231,3 @@ def test_exports_are_listed_by_the_days_of_their_periods(summer: Place) -> None:
     ):
         found = summer.api.call("GET", f"/report-exports?{query}", "root").json()["items"]
         assert [one["period"] for one in found] == periods, query
-
-
-def test_options_that_belong_together_are_told(call: Call) -> None:
-    assert "which?" in call("report", "export", "--period", "2026-09", status=2)
-    assert "belong to" in call("report", "usage", "--period", "2026-09", status=2)
-    assert "one report at a time" in call("report", "usage", "waits", status=2)
-    for name in ("export", "exports"):
-        for option in (("--by", "user"), ("--where", "tenant=team-a"), ("--output", "x.csv"), ("--jobs",)):
-            refused = call("report", name, "monthly", "--since", "2026-08-01", *option, status=2)
-            assert f"{option[0]} belongs to a report" in refused
-
-
-def test_the_command_lists_the_exports_of_some_days(summer: Place, call: Call) -> None:
-    ask(summer, **TO_OCTOBER)
-    shown = call("report", "exports", "monthly", "--since", "2026-09-01", "--until", "2026-10-01")
-    assert "2026-09" in shown and "2026-08" not in shown

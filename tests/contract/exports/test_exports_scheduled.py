@@ -223,6 +223,6 @@ def test_admins_see_what_became_of_them(
     with served(place.api) as port:
         monkeypatch.setenv("BROKER_SERVER", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("BROKER_TOKEN", place.api.tokens["root"])
-        assert main(["report", "exports"]) == 0
+        assert main(["exports", "list"]) == 0
     shown = capsys.readouterr().out
     assert "monthly" in shown and "2026-10" in shown and "stored" in shown

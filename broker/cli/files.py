@@ -1,9 +1,10 @@
-"""Reports, and the jobs behind them, as files: CSV, JSON, Parquet."""
+"""Answers of the API as files: CSV, JSON, Parquet."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,29 +32,33 @@ def format_of(given: str | None, output: str) -> str:
 
 
 def save(
-    ctx: typer.Context, path: str, asked: Mapping[str, Any], given: str | None, output: str, *, as_json: bool
+    ctx: typer.Context,
+    path: str,
+    asked: Mapping[str, Any],
+    output: str,
+    *,
+    option: str = "--output",
+    as_json: bool,
 ) -> None:
-    """Write what the API answers into a file (`-`: standard output). A file that was there is replaced when
-    the new one is whole.
+    """Write what the API answers into the file that an `option` names (`-`: standard output). A file that was
+    there is replaced when the new one is whole.
     """
-    wanted = {**asked, "format": format_of(given, output)}
-    if wanted["format"] == "json" and path.endswith("/jobs"):
-        raise InvalidRequest("The jobs as JSON: use --jobs --json; files of them are csv or parquet")
     if output == "-":
         if as_json:
-            raise InvalidRequest("With --json the file needs a place of its own: name it with --output FILE")
+            raise InvalidRequest(f"With --json the file needs a place of its own: name it with {option} FILE")
         with api(ctx) as client:
-            client.save(path, sys.stdout.buffer.write, **wanted)
+            client.save(path, sys.stdout.buffer.write, **asked)
         sys.stdout.flush()
         return
     target = Path(output)
-    draft = target.with_name(f".{target.name}.part")
+    draft = target.parent / f".{target.name}.part"
     try:
         with api(ctx) as client, draft.open("wb") as file:
-            count = client.save(path, file.write, **wanted)
+            count = client.save(path, file.write, **asked)
         draft.replace(target)
     except OSError as error:
         raise InvalidRequest(f"{output} can't be written: {error.strerror}") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
     emit({"path": output, "bytes": count}, lambda: f"Wrote {output} ({count} bytes).", as_json=as_json)

@@ -1,0 +1,212 @@
+"""What a report looks like in a terminal: bars, figures, headings, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from broker.cli.fitting import BAR, Bar
+from broker.cli.output import harmless, table, when
+from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
+
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+_TEXTS: Final = ("text", "date", "time")
+"""Units of figures that are no numbers."""
+
+
+def bar(value: float | str | None, largest: float, cells: int = BAR) -> str:
+    """A bar of eighths of a cell; anything above nothing is seen. What is no number has none.
+
+    >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1), bar("2026-11-30", 1)
+    (True, '', '', '▏', '')
+    """
+    if not value or isinstance(value, str) or value < 0 or largest <= 0:
+        return ""
+    eighths = max(1, round(cells * 8 * min(value / largest, 1)))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def drawn_bar(value: float | str | None, largest: float) -> Bar:
+    """The bar as a cell of a table; it becomes shorter where the terminal is narrow."""
+    return Bar(lambda cells: bar(value, largest, cells), style="cyan")
+
+
+def figure(value: float | str | None, unit: str) -> str:
+    """A figure for people; unknown is a question mark, never 0.
+
+    >>> figure(None, "h"), figure(0.4567, "ratio"), figure(5400, "s"), figure(1234.56, "h"), figure(3, "jobs")
+    ('?', '45.7 %', '1.5 h', '1,234.6', '3')
+    >>> figure("2026-11-30", "date"), figure("bad fan", "text"), figure(None, "text")
+    ('2026-11-30', 'bad fan', '')
+    >>> figure(3, "count"), figure(0.12345, "count"), figure(98765.4, "count")
+    ('3', '0.1235', '98,765')
+    """
+    if unit == "time" and isinstance(value, str):
+        return when(value)
+    if value is None or isinstance(value, str):
+        return value or ("" if unit == "text" else "?")
+    if unit == "ratio":
+        return f"{100 * value:.1f} %"
+    if unit == "s":
+        scale, word = next(
+            (scale, word)
+            for scale, word in ((86_400, "d"), (3600, "h"), (60, "min"), (0, "s"))
+            if value >= scale
+        )
+        return f"{value / (scale or 1):.3g} {word}"
+    if unit == "count" and value % 1 and abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if unit in ("jobs", "count") else f"{value:,.1f}"
+
+
+def list_view(items: Sequence[dict[str, Any]]) -> RenderableType:
+    """Which reports there are, and their figures."""
+    rows = (
+        (
+            one["name"],
+            one["title"],
+            one["title_ko"],
+            ", ".join(measure["name"] for measure in one["measures"]),
+        )
+        for one in items
+    )
+    return table(("REPORT", "WHAT", "", "FIGURES"), rows, empty="No reports")
+
+
+def jobs_view(items: Sequence[dict[str, Any]], *, more: bool) -> RenderableType:
+    """The jobs behind a report; `more`: there are others."""
+    columns = (
+        "JOB",
+        "USER",
+        "TENANT?",
+        "PARTITION?",
+        "STATE",
+        "SUBMITTED?",
+        "WAITED>",
+        "SLOWDOWN>",
+        "CORE H>",
+        "GPU H>",
+        "CPU>",
+        "MEM>",
+        "NEXT TIME",
+    )
+    rows = (
+        (
+            one["job_id"],
+            one["user"],
+            one["tenant"],
+            one["partition"],
+            one["state"],
+            when(one["submitted_at"]),
+            figure(one["wait_s"], "s"),
+            figure(one["slowdown"], "count"),
+            figure(one["core_hours"], "h"),
+            figure(one["gpu_hours"], "h"),
+            figure(one["cpu_efficiency"], "ratio"),
+            figure(one["memory_efficiency"], "ratio"),
+            one["advice"],
+        )
+        for one in items
+    )
+    parts = [table(columns, rows, empty="No jobs")]
+    if more:
+        count = f"The newest {len(items)}; there are more"
+        note = f"{count}: see --limit, or write all of them with --output FILE"
+        parts.append(Text(note, style="bright_black"))
+    return Group(*parts)
+
+
+def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: Language) -> RenderableType:
+    """A report; bars show the figure that orders it. `explain`: with what each figure means."""
+    measures = found["report"]["measures"]
+    first = sort or measures[0]["name"]
+    sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
+    largest = max(sizes, default=0)
+    names = {
+        name: {one["value"]: one[TITLE[lang]] for one in values}
+        for name, values in found["report"]["values"].items()
+    }
+    rows = [
+        (
+            *(_key(name, line["key"][name], names.get(name, {})) for name in found["by"]),
+            drawn_bar(line["values"][first], largest),
+            *_figures(line, measures),
+        )
+        for line in found["lines"]
+    ]
+    shown = zip(_figures(found["total"], measures), measures, strict=True)
+    numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
+    if rows and set(numbers) - {"", "?"}:
+        blank = [""] * (len(found["by"]) - 1)
+        rows.append((Text(WORDS[lang]["total"], style="bold"), *blank, Text(), *numbers))
+    heads = (*(name.upper() for name in found["by"]), "", *(_head(one, lang) for one in measures))
+    parts: list[RenderableType] = [
+        Text(harmless(_headline(found, lang)), style="bold"),
+        table(heads, rows, empty=WORDS[lang]["empty"]),
+    ]
+    if explain:
+        rows_ = ((one[TITLE[lang]], one[DEFINITION[lang]]) for one in measures)
+        parts.append(table((WORDS[lang]["figure"], WORDS[lang]["meaning"]), rows_, empty=""))
+    return Group(*parts, Text(harmless("\n".join(age_notes(found, lang))), style="bright_black"))
+
+
+def _head(measure: dict[str, Any], lang: Language) -> str:
+    """A figure's heading, with its unit where nothing else says it; numbers stand to the right."""
+    title, unit = measure[TITLE[lang]].upper(), measure["unit"]
+    told = f" ({unit})" if unit in ("h", "GiB h") and WORDS[lang]["hour"] not in title else ""
+    return f"{title}{told}{'' if unit in _TEXTS else '>'}"
+
+
+def _key(name: str, value: str, names: Mapping[str, str]) -> str:
+    """What a line is about, as a filter takes it; where that says little, in words too: a size is a power of
+    two, and `names` are those that the report brings.
+
+    >>> _key("size", "0", {}), _key("size", "5", {}), _key("user", "kim", {})
+    ('0 (1 CPU)', '5 (32–63 CPUs)', 'kim')
+    >>> _key("wait", "1-6h", {"1-6h": "1 to 6 hours"})
+    '1-6h (1 to 6 hours)'
+    """
+    if value in names:
+        return f"{value} ({names[value]})"
+    if name != "size" or not value.isdecimal():
+        return value
+    return f"{value} ({f'{2 ** int(value)}–{2 ** (int(value) + 1) - 1} CPUs' if int(value) else '1 CPU'})"
+
+
+def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
+    """The figures; with of how many jobs (or hours) they are known where that is not all. Hours are the same
+    for all of a line's figures: they are told once.
+    """
+    shown, told = [], ""
+    for one in measures:
+        text, known = figure(line["values"][one["name"]], one["unit"]), line["coverage"].get(one["name"])
+        if known and 0 < known["with_data"] < known["of"]:
+            hours = "" if known["counted"] == "jobs" else " h"
+            share = f" (of {known['with_data']}/{known['of']}{hours})"
+            text += "" if hours and share == told else share
+            told = share
+        shown.append(text)
+    return shown
+
+
+def _headline(found: dict[str, Any], lang: Language) -> str:
+    words = WORDS[lang]
+    period = (
+        words["now"] if found["report"]["now"] else words["period"].format(found["since"], found["until"])
+    )
+    return f"{found['report'][TITLE[lang]]}, {period}, {found['scope']}"
+
+
+def age_notes(found: dict[str, Any], lang: Language = "en") -> list[str]:
+    """What is not shown, and up to when each cluster's accounting was read."""
+    words, notes = WORDS[lang], []
+    for one in found["sources"]:
+        age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()
+        late = words["late"] if one["trouble"] else ""
+        notes.append(words["age"].format(cluster=one["cluster"], age=figure(max(age, 0), "s")) + late)
+    more = [words["more"].format(found["left_out"])] if found["left_out"] else []
+    return more + (notes or [words["unread"]])
