@@ -1,5 +1,6 @@
 """Tables that fit a terminal: bars give way first, then text folds between words, then columns are left out
-that may be; a word is cut last, with an ellipsis, and those of the first column and numbers after all others.
+that may be; a word is cut last, with an ellipsis, and those of the first column, of columns that matter most
+and numbers after all others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _LEAST_WORD: Final = 6
 """Cells of a word that is cut, before a whole column or number is."""
 _SHORTENED: Final = 12
 """Cells of a word that is cut before a column is left out."""
-_MARKS: Final = ">?!"
+_MARKS: Final = ">?!="
 _GAP: Final = 2
 """Cells between two columns."""
 _LONG: Final = 24
@@ -45,7 +46,8 @@ class Fitted:
     """A table without frills that shares out the width there is.
 
     A title may end in marks: `>` aligns right, `?` lets the column be left out where there is no room (the
-    last such first), `!` goes on in the next row with a word that is too long, and cuts none: people copy it.
+    last such first), `!` goes on in the next row with a word that is too long, and cuts none: people copy it,
+    `=` matters most: other columns give way first.
     """
 
     def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text | Bar]]) -> None:
@@ -76,7 +78,7 @@ class Fitted:
             yield Text(f"Left out for want of width: {names}", style="bright_black")
 
     def _firm(self, at: int) -> bool:
-        return at == 0 or ">" in self._marks[at]
+        return at == 0 or not {">", "="}.isdisjoint(self._marks[at])
 
     def _kept(self, width: int) -> tuple[list[int], list[int]]:
         """The columns that are shown, and those that are left out: not for a long word's sake."""

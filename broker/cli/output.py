@@ -132,7 +132,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
     """A table without frills; `empty` stands for no rows.
 
     A title that ends in `>` aligns right; one with `?` is left out, with its column, where there is no room;
-    one with `!` has words that are never cut.
+    one with `!` has words that are never cut; columns with `=` keep theirs while others can give way.
     """
     cells = [[value if isinstance(value, Bar) else cell(value) for value in row] for row in rows]
     return Fitted(columns, cells) if cells else Text(empty, style="bright_black")

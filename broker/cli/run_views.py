@@ -24,7 +24,7 @@ _QUIET = frozenset({"INTENDED", "PENDING", "COMPLETED"})
 def summary_table(items: Sequence[Json]) -> RenderableType:
     """Runs in a list."""
     return table(
-        ("RUN", "NO>", "NAME", "KIND?", "STATE", "DONE>", "OWNER?", "CLUSTER?", "CREATED", "TIME>"),
+        ("RUN", "NO>?", "NAME", "KIND?", "STATE=!", "DONE>", "OWNER?", "CLUSTER?", "CREATED", "TIME>"),
         (
             (
                 item["id"],
@@ -83,7 +83,7 @@ def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
 def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableType:
     """The jobs of a run; `RESULTS` is what lies in the object store."""
     return table(
-        ("COMPONENT", "STATE", "SLURM>", "NODES?", "NEEDS?", "TIME>", "PROGRESS", "RESULTS?", "WHY!"),
+        ("COMPONENT", "STATE=", "SLURM>", "NODES?", "NEEDS?", "TIME>", "PROGRESS", "RESULTS?", "WHY!"),
         (
             (
                 job["component"] + (f" #{job['attempt']}" if job["attempt"] > 1 else ""),
