@@ -18,6 +18,7 @@ class Kind(StrEnum):
     RUN_COMPLETED = "run_completed"
     RUN_FAILED = "run_failed"
     RUN_TIMED_OUT = "run_timed_out"
+    RUN_STALLED = "run_stalled"
     RUN_GPU_IDLE = "run_gpu_idle"
     RUN_GPU_BUSY = "run_gpu_busy"
     QUOTA_80 = "quota_80"
@@ -66,6 +67,7 @@ AUDIENCE: Final[Mapping[Kind, frozenset[Audience]]] = {
     Kind.RUN_COMPLETED: _OWNER,
     Kind.RUN_FAILED: _OWNER,
     Kind.RUN_TIMED_OUT: _OWNER,
+    Kind.RUN_STALLED: _OWNER,
     Kind.RUN_GPU_IDLE: _OWNER,
     Kind.RUN_GPU_BUSY: _OWNER,
     Kind.QUOTA_80: _QUOTA,

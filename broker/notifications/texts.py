@@ -28,6 +28,7 @@ TITLES: Final[Mapping[Kind, Mapping[str, str]]] = {
         "en": "{subject} ran out of its time limit",
         "ko": "실행 시간 초과: {subject}",
     },
+    Kind.RUN_STALLED: {"en": "{subject} gives no sign of life", "ko": "진행 신호 없음: {subject}"},
     Kind.RUN_GPU_IDLE: {"en": "{subject} leaves GPUs idle", "ko": "GPU 유휴: {subject}"},
     Kind.RUN_GPU_BUSY: {"en": "{subject} uses its GPUs again", "ko": "GPU 사용 재개: {subject}"},
     Kind.QUOTA_80: {

@@ -48,6 +48,9 @@ def _news(
         return Kind.RUN_DECIDED, {"decision": event, **about}
     if event == "job_started" and run.started_at is None:
         return Kind.RUN_STARTED, {}
+    if event == "job_stalled":
+        about = {name: data[name] for name in ("component", "job_id")}
+        return Kind.RUN_STALLED, {**about, "since": data["silent_since"]}
     if event in _GPUS:
         return _GPUS[event], dict(data)
     if event == "run_finished":

@@ -110,6 +110,7 @@ News = Literal[
     "run_completed",
     "run_failed",
     "run_timed_out",
+    "run_stalled",
     "run_gpu_idle",
     "run_gpu_busy",
     "quota_80",

@@ -8,11 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import select
 
 from broker.audit.tables import AuditRow
 from broker.compiler.names import log_paths
 from broker.db import utcnow
+from broker.notifications import Kind
+from broker.notifications.tables import NotificationRow
+from broker.runs import heartbeat
 from broker.runs.states import NO_HEARTBEAT, JobState, RunState
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.views import newest_jobs
@@ -38,10 +42,13 @@ def test_silence_is_flagged_then_ended_and_tried_again(desk: Desk) -> None:
         "job_ended_for_silence",
     ]
     with desk.ctx.db.read() as session:
+        told = session.scalars(select(NotificationRow).where(NotificationRow.kind == Kind.RUN_STALLED)).one()
         run = session.get_one(RunRow, desk.run_id)
         first = session.scalars(
             select(JobRow).where(JobRow.run_id == run.id, JobRow.component == "trainer", JobRow.attempt == 1)
         ).one()
+    assert (told.user_id, told.data["run_id"], told.data["component"]) == (run.owner_id, run.id, "trainer")
+    assert told.data["since"] and told.data["job_id"] == first.slurm_job_id
     assert (first.state, first.reason) == (JobState.FAILED, NO_HEARTBEAT)
     assert (run.attempt, run.auto_retries, run.state) == (2, 1, RunState.QUEUED)
     assert desk.job().heartbeat_at is None  # the new attempt begins without
@@ -129,6 +136,26 @@ def test_what_one_program_leaves_in_place_of_its_files_stops_nobody_elses_watch(
         seen = {job.component: job for job in newest_jobs(session, other)}["trainer"]
     assert seen.heartbeat_at is not None and (seen.progress or {})["fraction"] == 0.25
     assert desk.job().heartbeat_at is not None and desk.job().progress is None
+
+
+def test_a_report_that_a_defect_keeps_from_being_read_is_a_sign_of_life_all_the_same(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.report(step=1, total=4)
+    desk.watcher.tick()
+    desk.silent_for(9 * HOUR, flagged=8 * HOUR)
+    desk.report(step=2, total=4)
+
+    def fails(_data: bytes) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(heartbeat, "read_file", fails)
+    before = REGISTRY.get_sample_value("broker_worker_defects_total") or 0.0
+    desk.watcher.tick()
+    job = desk.job()
+    assert not job.reap and job.stalled_since is None
+    assert (job.progress or {})["fraction"] == 0.25  # what was known
+    assert REGISTRY.get_sample_value("broker_worker_defects_total") == before + 1
 
 
 def test_a_suspended_job_is_not_silent(desk: Desk) -> None:
