@@ -154,6 +154,11 @@ PROBES: dict[str, Probe | tuple[Probe, ...]] = {
         good=201, body={"resource": "core_hour", "amount": "1", "valid_from": "2100-01-01"}
     ),
     "DELETE /api/v1/prices/{price_id}": Probe(good=404, note="test_prices_api withdraws one that is there"),
+    "POST /api/v1/prices/{price_id}/corrections": Probe(
+        good=404,
+        body={"amount": "1", "why": "mistyped"},
+        note="test_corrections_api corrects one that is there",
+    ),
     "GET /api/v1/resources": Probe(),
     "GET /api/v1/resources/nodes": LIST,
     "GET /api/v1/resources/history": (

@@ -96,9 +96,9 @@ class Api:
         headers = {"If-Match": etag} if etag else {}
         return self._changed("PUT", path, body, None, headers, repeatable=etag is None)
 
-    def delete(self, path: str) -> Any:
-        """Delete something."""
-        return self._changed("DELETE", path, None, None, {}, repeatable=False)
+    def delete(self, path: str, **params: Any) -> Any:
+        """Delete something; parameters that are None are left out."""
+        return self._answer(self._send("DELETE", path, params=params))
 
     def pages(self, path: str, limit: int | None = None, **params: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page; at most `limit` of them."""

@@ -11,6 +11,7 @@ from fractions import Fraction
 from sqlalchemy.orm import Session
 
 from broker.audit.reading import csv_text
+from broker.costs.corrections import Correction
 from broker.costs.pricing import Fate, Item, PriceBook, in_order, rounded
 from broker.costs.usage import Pricing, costs
 from broker.reports.wanted import Scope, Wanted
@@ -18,8 +19,10 @@ from broker.reports.wanted import Scope, Wanted
 COLUMNS = (
     *("tenant", "user", "resource", "cluster", "partition", "qos", "gpu_type", "status", "price"),
     *("since", "until", "hours", "unit_price", "amount", "currency"),
+    *("replaces", "unit_price_before", "corrected_at", "corrected_by", "why"),
 )
 BY = ("tenant", "user")
+_NOT_CORRECTED = ("",) * 5
 
 
 def invoice_csv(
@@ -30,7 +33,9 @@ def invoice_csv(
 
     Each amount is rounded once, and the total is their sum. `since` and `until` (not in it): the part of the
     period in which the price held. `cluster` to `gpu_type`: for what the price holds; of what is unpriced,
-    where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount.
+    where it was. `status`: `charged`; `exempt` (an end that is not charged) and `unpriced` have no amount;
+    `corrected` is no use, but a price that was corrected since: with it, an earlier invoice may have been
+    another. Only such lines have something in the last five columns.
     """
     rows, total = [], Decimal()
     found = costs(session, wanted, scope, pricing, places=True)
@@ -42,9 +47,22 @@ def invoice_csv(
         status = "unpriced" if item.price is None else "exempt" if item.fate is Fate.EXEMPT else "charged"
         what = (*item.key, item.resource.value, *item.place, status, price)
         figures = (hours(item.hours), _text(unit), _text(cost))
-        rows.append([*what, f"{since}", f"{until}", *figures, currency])
-    last = ["total", *[""] * 8, f"{wanted.since}", f"{wanted.until}", "", "", f"{total:f}", currency]
+        rows.append([*what, f"{since}", f"{until}", *figures, currency, *_NOT_CORRECTED])
+    rows += [_corrected(one, wanted.since, wanted.until, currency) for one in pricing.corrections(wanted)]
+    period = (f"{wanted.since}", f"{wanted.until}")
+    last = ["total", *[""] * 8, *period, "", "", f"{total:f}", currency, *_NOT_CORRECTED]
     return ("\ufeff" if mark else "") + csv_text([COLUMNS, *rows, last])
+
+
+def _corrected(one: Correction, since: date, until: date, currency: str) -> list[str]:
+    """A correction as a line without use; `since` and `until`: the part of the period for which the wrong
+    price may have been charged.
+    """
+    was, now = one.was, one.now
+    what = ("", "", was.resource.value, *was.place, "corrected", now.id if now else "")
+    held = (f"{max(since, was.valid_from)}", f"{min(until, one.until)}")
+    price = ("", _text(now.amount if now else None), "", currency)
+    return [*what, *held, *price, was.id, _text(was.amount), f"{one.at:%Y-%m-%dT%H:%M:%SZ}", one.by, one.why]
 
 
 def hours(amount: Fraction) -> str:

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from broker.api.security import Ctx, requires
 from broker.costs.invoice import BY as INVOICED
 from broker.costs.invoice import invoice_csv
-from broker.costs.schemas import CostView, PriceList, PriceRequest, PriceView, RunCost
-from broker.costs.service import list_prices, set_price, withdraw_price
+from broker.costs.schemas import CostView, PriceCorrection, PriceList, PriceRequest, PriceView, RunCost, Why
+from broker.costs.service import correct_price, list_prices, set_price, withdraw_price
 from broker.costs.usage import BY, COSTS, RUN
 from broker.costs.views import pricing_of, view_costs, view_run_cost
 from broker.errors import InvalidRequest, Problem
@@ -112,17 +112,35 @@ def show_prices(
 def add_price(body: PriceRequest, ctx: Ctx, principal: Admin) -> PriceView:
     """Enter a price that holds from a day on, in place of the one before; what was charged stays.
 
-    A day in the past is for use that has no price yet.
+    A day in the past is for use that has no price yet; a price that is wrong is corrected.
     """
     with ctx.db.write() as session:
         return set_price(session, principal, body, ctx.settings.costs.currency, ctx.settings.clusters)
 
 
-@router.delete("/prices/{price_id}", status_code=204)
-def delete_price(price_id: str, ctx: Ctx, principal: Admin) -> None:
-    """Withdraw a price that has not begun to hold."""
+@router.post("/prices/{price_id}/corrections", status_code=201)
+def add_correction(price_id: str, body: PriceCorrection, ctx: Ctx, principal: Admin) -> PriceView:
+    """Let the right price stand in the place of a wrong one from its first day on, the past too.
+
+    The wrong one is withdrawn and kept; the costs of all days on which it held tell of it.
+    """
     with ctx.db.write() as session:
-        withdraw_price(session, principal, price_id)
+        return correct_price(session, principal, price_id, body)
+
+
+@router.delete("/prices/{price_id}", status_code=204)
+def delete_price(
+    price_id: str,
+    ctx: Ctx,
+    principal: Admin,
+    why: Annotated[Why | None, Query(description="Required once it has begun to hold")] = None,
+) -> None:
+    """Withdraw a price that should not have been entered: that of before, or of a wider place, holds instead.
+
+    Where it has begun to hold, the costs of these days change, and tell of it.
+    """
+    with ctx.db.write() as session:
+        withdraw_price(session, principal, price_id, why)
 
 
 def _checked(by: list[str]) -> tuple[str, ...]:

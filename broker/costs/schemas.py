@@ -43,8 +43,23 @@ class PriceRequest(RequestModel):
     gpu_type: Part = Field(ANY, description="Of `gpu_hour` alone")
 
 
+Why = Annotated[
+    str, StringConstraints(min_length=1, max_length=500, strip_whitespace=True), AfterValidator(one_line)
+]
+
+
+class PriceCorrection(RequestModel):
+    """What a price should have been from its first day on."""
+
+    amount: Amount | None = Field(
+        description="Per hour, as in a price; null: the place should have had no price of its own from "
+        "that day on, that of a wider one holds"
+    )
+    why: Why = Field(description="Kept, and told with the costs of all days on which the wrong one held")
+
+
 class PriceView(BaseModel):
-    """A price. `state`: `holds`, will hold (`future`), did (`past`), or was `withdrawn` before it did."""
+    """A price. `state`: `holds`, will hold (`future`), did (`past`), or was `withdrawn`: holds for no day."""
 
     id: str
     resource: Resource
@@ -61,6 +76,9 @@ class PriceView(BaseModel):
     created_by: str
     withdrawn_at: datetime | None
     withdrawn_by: str | None
+    withdrawn_why: str | None
+    corrects: str | None = Field(description="The withdrawn price that it stands in the place of")
+    corrected_by: str | None = Field(description="Of a withdrawn one: the price entered in its place")
 
 
 class PriceList(BaseModel):
@@ -68,6 +86,30 @@ class PriceList(BaseModel):
 
     currency: str = Field(description="The one that holds (setting `costs.currency`)")
     items: Sequence[PriceView]
+
+
+class CorrectedPrice(BaseModel):
+    """A price that had begun to hold and was corrected: these costs differ from what was told before."""
+
+    price: str = Field(description="The wrong one")
+    resource: Resource
+    cluster: str
+    partition: str
+    qos: str
+    gpu_type: str
+    held_from: date
+    held_until: date = Field(
+        description="First day on which another one held for the same place, or after the correction"
+    )
+    was: Decimal | None = Field(description="Null: the place had no price of its own")
+    now: Decimal | None = Field(description="What was entered in its place; null: no price of its own")
+    corrected_by: str | None = Field(
+        description="The price entered in its place; null: it was withdrawn, and that of before or of "
+        "a wider place holds, if there is one"
+    )
+    at: datetime
+    by: str
+    why: str
 
 
 class CostLine(BaseModel):
@@ -107,6 +149,10 @@ class CostView(BaseModel):
     lines: Sequence[CostLine]
     left_out: int = Field(description="Lines beyond `limit`; they are in `total`")
     total: CostLine
+    corrections: Sequence[CorrectedPrice] = Field(
+        description="Prices of this period that were corrected after they had begun to hold, in the order in "
+        "which they were: why an answer from before differs"
+    )
     sources: Sequence[Source]
 
 
@@ -125,4 +171,7 @@ class RunCost(BaseModel):
     complete: bool = Field(description="All its jobs are in accounting, and ended")
     jobs: Sequence[JobCost]
     total: CostLine
+    corrections: Sequence[CorrectedPrice] = Field(
+        description="Prices of what it used that were corrected after they had begun to hold"
+    )
     sources: Sequence[Source]

@@ -1,17 +1,22 @@
-"""The price list: entering, withdrawing, reading. What was charged stays: no price changes the past."""
+"""The price list: entering, correcting, withdrawing, reading.
+
+No price that is entered changes the past: what was charged stays. Only who says that a price was wrong, and
+why, changes it; nothing of it is lost, and the costs of that time tell of it (`corrections`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import date
+from datetime import date, datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.accounting.tables import AccountingCursorRow
 from broker.audit import record
+from broker.costs.corrections import Correction, Entry, corrections
 from broker.costs.pricing import ANY, Place, Price, PriceBook, Resource
-from broker.costs.schemas import PriceList, PriceRequest, PriceView
+from broker.costs.schemas import PriceCorrection, PriceList, PriceRequest, PriceView
 from broker.costs.tables import PriceRow
 from broker.db import new_id, utcnow
 from broker.db.locks import exclusive
@@ -25,6 +30,22 @@ def book_of(session: Session, currency: str) -> PriceBook:
     """The prices of a currency that were not withdrawn."""
     query = select(PriceRow).where(PriceRow.currency == currency, PriceRow.withdrawn_at.is_(None))
     return PriceBook(price_of(row) for row in session.scalars(query))
+
+
+def corrections_of(session: Session, currency: str) -> list[Correction]:
+    """The prices of a currency that were corrected after they had begun to hold."""
+    rows = session.scalars(select(PriceRow).where(PriceRow.currency == currency))
+    return corrections(
+        Entry(
+            price_of(row),
+            row.created_at,
+            row.withdrawn_at,
+            row.withdrawn_by or "",
+            row.withdrawn_why or "",
+            row.corrects,
+        )
+        for row in rows
+    )
 
 
 def price_of(row: PriceRow) -> Price:
@@ -69,42 +90,97 @@ def _check(book: PriceBook, price: Price, today: date) -> None:
     if same := book.same(price):
         first = ", or withdraw that one first" if same.valid_from > today else ""
         raise Conflict(
-            f"From {price.valid_from} on {_told(same)} holds there ({same.id}): name another day{first}"
+            f"From {price.valid_from} on {_told(same)} holds there ({same.id}): name another day{first}, or "
+            f"correct it if it is wrong"
         )
-    if price.amount is None and book.ended(price) is None:
-        detail = f"There is no price of that place to end on {price.valid_from}: name an amount"
-        raise InvalidRequest(detail, problems=[Problem("/amount", "no_price_to_end", detail)])
+    _check_end(book, price, "name an amount")
     if price.valid_from < today and (old := book.rewritten(price, today)):
         raise Conflict(
             f"Use since {price.valid_from} was charged by {_told(old)} ({old.id}), and stays so: name a day "
-            f"from {today} on"
+            f"from {today} on, or correct that price if it is wrong"
         )
 
 
-def withdraw_price(session: Session, principal: Principal, price_id: str) -> None:
-    """Withdraw a price that has not begun to hold; raises `NotFound` or `Conflict`."""
+def _check_end(book: PriceBook, price: Price, remedy: str) -> None:
+    if price.amount is None and book.ended(price) is None:
+        detail = f"There is no price of that place to end on {price.valid_from}: {remedy}"
+        raise InvalidRequest(detail, problems=[Problem("/amount", "no_price_to_end", detail)])
+
+
+def correct_price(
+    session: Session, principal: Principal, price_id: str, wanted: PriceCorrection
+) -> PriceView:
+    """Withdraw a wrong price and let the right one stand in its place from its first day on, the past too;
+    raises `NotFound`, `InvalidRequest`, or `Conflict` where it was withdrawn or corrected already.
+    """
     exclusive(session, "prices")
+    old = _standing(session, price_id)
+    if wanted.amount == old.amount:
+        detail = f"That is what {old.id} says already: name the amount that it should have been"
+        raise InvalidRequest(detail, problems=[Problem("/amount", "same_amount", detail)])
+    now = utcnow()
+    _withdraw(old, principal, now, wanted.why)
+    session.flush()  # only one price may begin at a place on a day
+    facts = {name: getattr(old, name) for name in _FACTS} | {"amount": wanted.amount, "corrects": old.id}
+    row = PriceRow(id=new_id("price"), created_at=now, created_by=principal.username, **facts)
+    _check_end(book_of(session, old.currency), price_of(row), "name an amount, or withdraw the wrong one")
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    after = _facts(row) | {"corrected_by": row.id}
+    record(session, principal, "price.correct", "price", old.id, _facts(old), after, wanted.why)
+    entered = _facts(row) | {"corrects": old.id}
+    record(session, principal, "price.set", "price", row.id, None, entered, wanted.why)
+    return _view(row, book_of(session, row.currency), now.date())
+
+
+def withdraw_price(session: Session, principal: Principal, price_id: str, why: str | None) -> None:
+    """Withdraw a price, also for days that have passed: that of before, or of a wider place, holds then.
+
+    Raises `NotFound`, `Conflict`, or `InvalidRequest` where nobody says why although it has begun to hold.
+    """
+    exclusive(session, "prices")
+    row, now = _standing(session, price_id), utcnow()
+    if why is None and row.valid_from <= now.date():
+        detail = (
+            f"{row.id} holds since {row.valid_from}, and without it the costs of these days change: say why. "
+            f"To end it, enter a price from a later day"
+        )
+        raise InvalidRequest(detail, problems=[Problem("?why", "why_required", detail)])
+    _withdraw(row, principal, now, why)
+    record(session, principal, "price.withdraw", "price", row.id, _facts(row), None, why or "")
+
+
+def _standing(session: Session, price_id: str) -> PriceRow:
+    """A price that was not withdrawn; raises `NotFound`, or `Conflict`, which names what stands there now."""
     row = session.get(PriceRow, price_id)
     if row is None:
         raise NotFound(f"There is no price {price_id[:64]!r}")
-    if row.withdrawn_at is not None:
-        raise Conflict(f"{price_id} was withdrawn already")
-    if row.valid_from <= utcnow().date():
-        raise Conflict(
-            f"{price_id} holds since {row.valid_from}: enter one that takes its place from a later day"
-        )
-    row.withdrawn_at, row.withdrawn_by = utcnow(), principal.username
-    record(session, principal, "price.withdraw", "price", row.id, _facts(row), None)
+    last = row
+    while after := session.scalar(select(PriceRow).where(PriceRow.corrects == last.id)):
+        last = after
+    if last.withdrawn_at is not None:
+        which = "" if last is row else f" was corrected, and {last.id}, which stood in its place,"
+        raise Conflict(f"{row.id}{which} was withdrawn already: enter a price if one should hold")
+    if last is not row:
+        raise Conflict(f"{row.id} was corrected already: {last.id} stands in its place")
+    return row
+
+
+def _withdraw(row: PriceRow, principal: Principal, moment: datetime, why: str | None) -> None:
+    row.withdrawn_at, row.withdrawn_by, row.withdrawn_why = moment, principal.username, why
 
 
 def list_prices(session: Session, currency: str, *, all_: bool) -> PriceList:
     """The prices that hold or will hold; with `all_` past and withdrawn ones and other currencies too."""
     today, books = utcnow().date(), {}
     items = []
-    for row in session.scalars(select(PriceRow)):
+    rows = session.scalars(select(PriceRow)).all()
+    instead = {row.corrects: row.id for row in rows if row.corrects is not None}
+    for row in rows:
         if row.currency not in books:
             books[row.currency] = book_of(session, row.currency)
-        view = _view(row, books[row.currency], today)
+        view = _view(row, books[row.currency], today, instead.get(row.id))
         if all_ or (row.currency == currency and view.state in ("holds", "future")):
             items.append(view)
     order = list(Resource)
@@ -119,7 +195,7 @@ def list_prices(session: Session, currency: str, *, all_: bool) -> PriceList:
     return PriceList(currency=currency, items=items)
 
 
-def _view(row: PriceRow, book: PriceBook, today: date) -> PriceView:
+def _view(row: PriceRow, book: PriceBook, today: date, corrected_by: str | None = None) -> PriceView:
     until = None if row.withdrawn_at else book.until(price_of(row))
     state = (
         "withdrawn"
@@ -133,7 +209,8 @@ def _view(row: PriceRow, book: PriceBook, today: date) -> PriceView:
     known = {
         name: getattr(row, name) for name in PriceView.model_fields if name in PriceRow.__table__.columns
     }
-    return PriceView.model_validate(known | {"valid_until": until, "state": state})
+    found = {"valid_until": until, "state": state, "corrected_by": corrected_by}
+    return PriceView.model_validate(known | found)
 
 
 def _facts(row: PriceRow) -> dict[str, str | None]:

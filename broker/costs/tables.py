@@ -1,11 +1,11 @@
-"""The price list: rows are added, never changed, but for the note that one was withdrawn before it held."""
+"""The price list: rows are added, never changed, but for the note of who withdrew one, and why."""
 
 from __future__ import annotations
 
 from datetime import date, datetime
 from decimal import Decimal
 
-from sqlalchemy import Date, Index, String, text
+from sqlalchemy import Date, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from broker.db import Base, ExactDecimal, UTCDateTime
@@ -15,7 +15,8 @@ class PriceRow(Base):
     """What an hour of a resource costs from a day (UTC) on, until another row says so for the same place.
 
     `cluster`, `partition`, `qos`, `gpu_type`: where it holds; `*` is everywhere. `amount` null: from this day
-    on there is no price of this place's own, and that of a wider one holds. A withdrawn row never held.
+    on there is no price of this place's own, and that of a wider one holds. A withdrawn row holds for no day,
+    past ones neither; `corrects` is the id of the withdrawn one that a row stands in the place of.
     """
 
     __tablename__ = "prices"
@@ -33,6 +34,8 @@ class PriceRow(Base):
     created_by: Mapped[str] = mapped_column(String(64))
     withdrawn_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     withdrawn_by: Mapped[str | None] = mapped_column(String(64))
+    withdrawn_why: Mapped[str | None] = mapped_column(String(500))
+    corrects: Mapped[str | None] = mapped_column(ForeignKey("prices.id"), unique=True)
 
     __table_args__ = (
         Index(

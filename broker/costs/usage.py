@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from broker.accounting.buckets import allocated
 from broker.accounting.tables import AccountingJobRow
 from broker.costs.columns import OUTCOME, SPAN, Costs, costs_of
-from broker.costs.pricing import SUM_OF, Place, PriceBook, Resource, Use, fate
+from broker.costs.corrections import Correction
+from broker.costs.pricing import ANY, SUM_OF, Place, PriceBook, Resource, Use, fate
 from broker.reports import days
 from broker.reports.jobs import has_type
 from broker.reports.measures import Report
@@ -29,7 +30,7 @@ RUN: Final = "run"
 BY: Final = (*(name for name in COLUMNS if name not in ("gpu_count", "size", "wait")), RUN, *PERIODS)
 """How costs can be split."""
 COSTS: Final = Report("costs", "Costs", "비용", ("tenant",), ())
-_HAD: Final = {
+HAD: Final = {
     Resource.CORE: "cpus",
     Resource.GPU: "gpu_count",
     Resource.MEMORY: "mem_mib",
@@ -45,10 +46,16 @@ _JOB: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """By which prices, and which ends are not charged."""
+    """By which prices, which ends are not charged, and which prices it went by before."""
 
     book: PriceBook
     exempt: Sequence[str] = ()
+    corrected: Sequence[Correction] = ()
+
+    def corrections(self, wanted: Wanted) -> list[Correction]:
+        """Those with which an answer about a period, and the places that it is narrowed to, was another."""
+        place = Place(*(wanted.filters.get(part, ANY) for part in Place._fields))
+        return [one for one in self.corrected if one.touches(wanted.since, wanted.until, place)]
 
 
 def costs(
@@ -95,7 +102,7 @@ def _of_runs(
     span = case(*((condition, at) for at, condition in enumerate(between)), else_=-1).label(SPAN)
     whole = table.counted_to - table.start_at
     ran = case((table.elapsed_s < whole, table.elapsed_s), else_=whole)  # as `buckets.spread` has it
-    sums = [func.sum(ran * getattr(table, had)).label(SUM_OF[one]) for one, had in _HAD.items()]
+    sums = [func.sum(ran * getattr(table, had)).label(SUM_OF[one]) for one, had in HAD.items()]
     keys = [_job_column(name).label(f"key_{at}") for at, name in enumerate(names)]
     at_once = and_(or_(*between), table.gpu_types == "")
     query = select(*keys, span, *sums).where(*conditions, at_once)

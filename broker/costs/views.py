@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
@@ -13,21 +13,23 @@ from sqlalchemy.orm import Session
 from broker.accounting.tables import AccountingJobRow
 from broker.compiler import ClusterProfile
 from broker.costs.columns import Costs
+from broker.costs.corrections import Correction
 from broker.costs.estimate import estimated
 from broker.costs.pricing import (
     PARTS,
     PER_HOUR,
     Fate,
     Item,
+    Place,
     Resource,
     digits_of,
     in_units,
     itemized,
     rounded,
 )
-from broker.costs.schemas import CostEstimate, CostLine, CostView, JobCost, RunCost
-from broker.costs.service import book_of
-from broker.costs.usage import Pricing, costs, of_job
+from broker.costs.schemas import CorrectedPrice, CostEstimate, CostLine, CostView, JobCost, RunCost
+from broker.costs.service import book_of, corrections_of
+from broker.costs.usage import HAD, Pricing, costs, of_job
 from broker.db import utcnow
 from broker.reports.sources import read_up_to
 from broker.reports.wanted import PERIODS, Scope, Wanted
@@ -41,8 +43,9 @@ _DIGITS = 4
 
 
 def pricing_of(session: Session, settings: CostSettings) -> Pricing:
-    """The prices that hold, and what is not charged."""
-    return Pricing(book_of(session, settings.currency), settings.exempt_outcomes)
+    """The prices that hold, what is not charged, and which prices were corrected."""
+    currency = settings.currency
+    return Pricing(book_of(session, currency), settings.exempt_outcomes, corrections_of(session, currency))
 
 
 def view_costs(
@@ -62,7 +65,26 @@ def view_costs(
         lines=lines,
         left_out=left_out,
         total=total,
+        corrections=[told(one) for one in pricing.corrections(wanted)],
         sources=read_up_to(session),
+    )
+
+
+def told(correction: Correction) -> CorrectedPrice:
+    """A correction as an answer shows it."""
+    was, now = correction.was, correction.now
+    return CorrectedPrice(
+        price=was.id,
+        resource=was.resource,
+        **was.place._asdict(),
+        held_from=was.valid_from,
+        held_until=correction.until,
+        was=was.amount,
+        now=now and now.amount,
+        corrected_by=now and now.id,
+        at=correction.at,
+        by=correction.by,
+        why=correction.why,
     )
 
 
@@ -142,8 +164,18 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         complete=ended and submitted <= {row.name for row in found},
         jobs=lines,
         total=_total(lines, priced),
+        corrections=[told(one) for one in pricing.corrected if any(_touches_job(one, job) for job in found)],
         sources=read_up_to(session),
     )
+
+
+def _touches_job(correction: Correction, job: AccountingJobRow) -> bool:
+    """Whether a job had what a corrected price is for, there and then."""
+    begun, counted = _moment(job.start_at), _moment(job.counted_to)
+    if begun is None or counted is None or not getattr(job, HAD[correction.was.resource]):
+        return False
+    place = Place(job.cluster, job.partition, job.qos)
+    return correction.touches(begun.date(), counted.date() + timedelta(days=1), place)
 
 
 def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine:

@@ -273,7 +273,11 @@ def upgrade() -> None:
         sa.Column("created_by", sa.String(length=64), nullable=False),
         sa.Column("withdrawn_at", broker.db.types.UTCDateTime(timezone=True), nullable=True),
         sa.Column("withdrawn_by", sa.String(length=64), nullable=True),
+        sa.Column("withdrawn_why", sa.String(length=500), nullable=True),
+        sa.Column("corrects", sa.String(length=32), nullable=True),
+        sa.ForeignKeyConstraint(["corrects"], ["prices.id"], name=op.f("fk_prices_corrects_prices")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
+        sa.UniqueConstraint("corrects", name=op.f("uq_prices_corrects")),
     )
     with op.batch_alter_table("prices", schema=None) as batch_op:
         batch_op.create_index(

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from broker.audit.tables import AuditRow
 from broker.settings import CostSettings
-from tests.api_support import Api
+from tests.api_support import Api, codes
 from tests.costs import PRICES, costs, enter, invoice, price, today
 
 
@@ -31,7 +31,7 @@ def test_a_price_gives_way_to_the_next_and_can_be_withdrawn_until_it_holds(api: 
     shown = {one["id"]: one for one in api.call("GET", "/prices", "root").json()["items"]}
     assert (shown[first]["state"], shown[first]["valid_until"]) == ("holds", later["valid_from"])
     answer = api.call("DELETE", f"/prices/{first}", "root")
-    assert (answer.status_code, "holds since" in answer.text) == (409, True)
+    assert (answer.status_code, codes(answer), "holds since" in answer.text) == (422, {"why_required"}, True)
     assert api.call("DELETE", f"/prices/{second}", "root").status_code == 204
     assert "withdrawn already" in api.call("DELETE", f"/prices/{second}", "root").text
     assert [one["id"] for one in api.call("GET", "/prices", "root").json()["items"]] == [first]
@@ -76,7 +76,8 @@ def test_two_prices_for_one_place_from_one_day_are_refused(api: Api) -> None:
     assert "or withdraw that one first" in answer.json()["detail"]
     enter(api, price(valid_from=f"{today()}"))
     late = api.call("POST", "/prices", "root", json=price(valid_from=f"{today()}", amount="9"))
-    assert late.status_code == 409 and late.json()["detail"].endswith("name another day"), "it holds already"
+    assert (late.status_code, "withdraw that" in late.json()["detail"]) == (409, False), "it holds already"
+    assert "name another day, or correct it" in late.json()["detail"]
     assert len(api.call("GET", "/prices", "root").json()["items"]) == 2
 
 
