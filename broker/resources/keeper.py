@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from broker.context import Context
 from broker.db import utcnow
@@ -23,7 +24,7 @@ from broker.resources.gauge import Gauge
 from broker.resources.samples import forget_samples, keep_samples, samples_of, tenants_amounts
 from broker.resources.snapshot import Look, summarize
 from broker.resources.tables import ResourceRow
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.tables import ClusterRow, JobRow, RunRow
 from broker.runs.telemetry import slurm_call
 from broker.slurm import QueueJob, QueueSnapshot
 
@@ -114,6 +115,7 @@ class ResourceKeeper:
                 "partitions": {name: asdict(amounts) for name, amounts in look.partitions.items()},
             }
             row.nodes = [dict(node) for node in look.nodes]
+            self._keep_release(session)
             if row.sampled_at is None or taken_at - row.sampled_at >= timedelta(
                 seconds=settings.sample_interval_s
             ):
@@ -122,6 +124,13 @@ class ResourceKeeper:
             if time.monotonic() >= self._forget_after:
                 self._forget_after = time.monotonic() + FORGET_S
                 forget_samples(session, self._cluster, settings, taken_at)
+
+    def _keep_release(self, session: Session) -> None:
+        """Which Slurm it is, when it was asked by whoever needed to know: nobody is asked for this."""
+        if release := self._ctx.slurm(self._cluster).known_version:
+            other = ClusterRow.slurm_version.is_distinct_from(release)
+            here = update(ClusterRow).where(ClusterRow.name == self._cluster, other)
+            session.execute(here.values(slurm_version=release))
 
     def _sees_all(self) -> bool:
         """Whether the look at the queue was at everybody's jobs: over SSH as one account it is at its own."""

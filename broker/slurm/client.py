@@ -82,6 +82,12 @@ class SlurmClient:
                 )
             return self._capabilities
 
+    @property
+    def known_version(self) -> str | None:
+        """Slurm's release, once the capabilities have been read; asks nobody."""
+        known = self._capabilities
+        return str(known.version) if known else None
+
     def ping(self) -> tuple[Controller, ...]:
         """The controllers and whether each answers."""
         return self._ask(Ping())

@@ -15,13 +15,18 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import func, select
 
+from broker.accounting.tables import AccountingCursorRow
 from broker.cli import main
+from broker.db import utcnow
 from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
+from broker.hosts import Completed
 from broker.resources import dcgm
 from broker.resources.snapshot import Amounts
 from broker.resources.tables import ResourceRow
-from broker.runs.tables import RunRow
+from broker.runs.tables import ClusterRow, RunRow
+from broker.slurm.cluster import Capabilities, ReadConfig
+from broker.slurm.versions import Version
 from tests.api_support import Api, context
 from tests.resources import World, emulated
 from tests.serving import served
@@ -51,6 +56,24 @@ def test_a_thousand_nodes_are_one_question_per_tick_whatever_the_number_of_reade
     alone = read("root")
     print(f"\n1000 nodes: a look costs {took * 1000:.0f} ms of CPU; GET /resources {alone * 1000:.1f} ms,")
     print(f"with 50 readers at once {max(together) * 1000:.0f} ms at most")
+
+
+def test_the_list_of_clusters_says_its_slurm_its_gpus_and_the_age_of_its_accounting(
+    world: World,
+) -> None:
+    with world.ctx.db.write() as session:
+        session.add(ClusterRow(name="main", polled_at=utcnow()))
+        read = {"settled_to": 1_800_000_000, "read_to": 1_800_000_000, "window_s": 3600, "jobs": 0}
+        session.add(AccountingCursorRow(cluster="main", bad_rows=0, updated_at=utcnow(), **read))
+    world.tick()
+    (unasked,) = world.get("/clusters", "ann")["items"]
+    assert unasked["slurm_version"] is None, "nobody needed to know, and nobody asked for this"
+    assert unasked["gpu_types"] == ["a100", "v100"] and unasked["accounting_at"] == "2027-01-15T08:00:00Z"
+    config = ReadConfig().parse(Completed(0, b"ClusterName = dev\n", b""))
+    world.ctx.slurm("main")._capabilities = Capabilities(Version(24, 11, 5), config, (), "broker")
+    world.tick()
+    (asked,) = world.get("/clusters", "ann")["items"]
+    assert asked["slurm_version"] == "24.11.5" and len(world.host.asked) == 2
 
 
 def test_a_cluster_whose_queue_was_not_seen_is_not_asked_for_its_nodes(world: World) -> None:
