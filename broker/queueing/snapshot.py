@@ -7,7 +7,7 @@ asked less often: what they add up to is in every row of squeue.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -26,7 +26,7 @@ from broker.runs.priority import Level, nice_of
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.strays import OUR_NAME
 from broker.runs.tables import JobRow, RunRow
-from broker.runs.telemetry import slurm_call
+from broker.runs.telemetry import contained, slurm_call
 from broker.slurm import JobPriority, QueueJob, QueueSnapshot
 from broker.slurm.changes import Shown
 
@@ -187,23 +187,25 @@ def restore_wishes(
     ).all()
     waiting = _priorities(session, jobs, RunRow.cluster == cluster) if standing else {}
     for row, run in standing:
-        mine = waiting.get(run.id, [])
-        wish = wish_of(row, run, step)
-        moved = [job for job in mine if not fulfilled(wish, job.priority, job.nice)]
-        past = (
-            wish.number is not None
-            and row.other_run_id is not None
-            and bool(mine)
-            and overtaken(
-                wish.kind,
-                wish.number,
-                [job.priority for job in waiting.get(row.other_run_id, [])],
-            )
-        )
-        if past or (moved and row.restores < MAX_RESTORES):
-            row.restores += not past
-            row.state, row.tries, row.next_try_at = "pending", 0, None
-            log.info("priority_restored", run_id=run.id, overtaken=past)
+        with contained("priority_not_watched", cluster=cluster, run_id=run.id):
+            _restore_wish(row, run, waiting, step)
+
+
+def _restore_wish(row: PriorityRow, run: RunRow, waiting: Mapping[str, Sequence[Seen]], step: int) -> None:
+    """The same of one run's wish; `waiting`: what waits of every run, by id."""
+    mine = waiting.get(run.id, [])
+    wish = wish_of(row, run, step)
+    moved = [job for job in mine if not fulfilled(wish, job.priority, job.nice)]
+    past = (
+        wish.number is not None
+        and row.other_run_id is not None
+        and bool(mine)
+        and overtaken(wish.kind, wish.number, [job.priority for job in waiting.get(row.other_run_id, [])])
+    )
+    if past or (moved and row.restores < MAX_RESTORES):
+        row.restores += not past
+        row.state, row.tries, row.next_try_at = "pending", 0, None
+        log.info("priority_restored", run_id=run.id, overtaken=past)
 
 
 def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int) -> None:
@@ -226,10 +228,11 @@ def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int
     nice = nice_of(Level.LOW, step)
     gone = {run.id: run for run, number in low if (job := jobs.get(number or 0)) and job.nice < nice}
     for run in gone.values():
-        row = session.get(PriorityRow, run.id) or PriorityRow(run_id=run.id)
-        row.ask(run.attempt, SYSTEM, "level", level=Level.LOW)
-        session.add(row)
-        log.info("low_priority_restored", run_id=run.id)
+        with contained("priority_not_watched", cluster=cluster, run_id=run.id):
+            row = session.get(PriorityRow, run.id) or PriorityRow(run_id=run.id)
+            row.ask(run.attempt, SYSTEM, "level", level=Level.LOW)
+            session.add(row)
+            log.info("low_priority_restored", run_id=run.id)
 
 
 def priorities_of(session: Session, run_id: str, jobs: Mapping[int, Seen]) -> list[Seen]:

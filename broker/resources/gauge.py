@@ -168,9 +168,10 @@ class Gauge:
             seconds=max(self._settings.usage_interval_s, FRESH_INTERVALS * profile.gpu_sample_s)
         )
         for path, (job, node) in places.items():
-            samples = nvidia_smi.parse_samples(texts.get(f"{path}.csv", ""))
-            slices = _slices(texts.get(f"{path}.mig"))
-            found[job.id] += nvidia_smi.use_of(node, samples, slices, now, window)
+            with contained("samples_not_understood", cluster=self._cluster, run_id=job.run_id):
+                samples = nvidia_smi.parse_samples(texts.get(f"{path}.csv", ""))
+                slices = _slices(texts.get(f"{path}.mig"))
+                found[job.id] += nvidia_smi.use_of(node, samples, slices, now, window)
         return found
 
     def _use(

@@ -251,14 +251,14 @@ class Gatekeeper:
         self, runs: Sequence[tuple[RunRow, Sequence[JobRow]]], queue: Mapping[int, QueueJob]
     ) -> None:
         """End what its owner has made larger than what was approved."""
-        large = {
-            job.id: entry
-            for _, jobs in runs
-            for job in jobs
-            if (entry := queue.get(job.slurm_job_id or 0)) is not None
-            and not (entry.state.finished or job.reap)
-            and grown(job.component, job.resources, entry.tres, entry.time_limit_s)
-        }
+        large: dict[str, QueueJob] = {}
+        for job in (job for _, jobs in runs for job in jobs if not job.reap):
+            with contained("run_not_tracked", cluster=self._cluster, run_id=job.run_id):
+                entry = queue.get(job.slurm_job_id or 0)
+                if entry is None or entry.state.finished:
+                    continue
+                if grown(job.component, job.resources, entry.tres, entry.time_limit_s):
+                    large[job.id] = entry
         asked = self._asked([each.job_id for each in large.values() if each.state is not SlurmState.PENDING])
         for run, jobs in runs:
             found: dict[str, list[Difference]] = {}

@@ -161,7 +161,10 @@ class Watcher:
         with self._ctx.db.read() as session:
             paused = [(job.run_id, job.id) for job in session.scalars(query)]
         for run_id, job_id in paused:
-            with self._ctx.db.write() as session:
+            with (
+                contained("run_not_watched", cluster=self._cluster, run_id=run_id),
+                self._ctx.db.write() as session,
+            ):
                 self._lease.confirm(session)
                 session.get_one(RunRow, run_id, with_for_update=True)
                 job = session.get_one(JobRow, job_id)
@@ -178,9 +181,11 @@ class Watcher:
             if not any(path in signs for path in place.all):
                 continue  # they can't be seen just now: that is no silence
             mark = mark_of(job.restarts, (signs.get(path) for path in place.all))
-            progress = job_progress(job)
-            if mark != job.heartbeat_mark:
-                progress = self._progress(host, job, place, signs, now)
+            progress: Progress | None = None
+            with contained("progress_not_read", but=(BrokerError,), cluster=self._cluster, run_id=job.run_id):
+                progress = job_progress(job)
+                if mark != job.heartbeat_mark:
+                    progress = self._progress(host, job, place, signs, now)
             looks[job.id] = Look(mark, progress)
         for run_id in {job.run_id for job in jobs}:
             of_run = [job for job in jobs if job.run_id == run_id and job.id in looks]

@@ -130,19 +130,19 @@ def never_starts(seen: Sighting) -> bool:
 
 
 def parse_marker(data: bytes) -> Marker | None:
-    """Read `status.json`; None when it is not one (cut short, another program's)."""
+    """Read `status.json`; None when it is not one (cut short, another program's, a person's own)."""
     try:
         value = json.loads(data)
         return Marker(
-            job_id=int(value["job_id"]),
-            exit_code=int(value["exit_code"]),
-            restart=int(value["restart"]),
+            job_id=_number(value["job_id"], 1 << 32),
+            exit_code=_number(value["exit_code"], 256),
+            restart=_number(value["restart"], 1 << 31),
             started_at=_moment(value.get("started_at")),
             ended_at=_moment(value.get("ended_at")),
             output_dir=str(value["output_dir"]),
             log_dir=str(value["log_dir"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -188,6 +188,12 @@ def culprits(
 
 def _word(reason: str | None) -> str | None:
     return None if reason in {None, "", "None", "Unknown"} else reason
+
+
+def _number(value: object, end: int) -> int:
+    if isinstance(value, int) and 0 <= value < end:
+        return value
+    raise ValueError(f"{value!r} is no number below {end}")
 
 
 def _moment(value: object) -> datetime | None:

@@ -34,9 +34,13 @@ def known(job: JobRow) -> Known:
 
 
 def read_marker(host: Host, profile: ClusterProfile, job: JobRow) -> Marker | None:
-    """The completion marker of a job, or None; `host` acts as the account of the job's run."""
+    """The completion marker of a job, or None; `host` acts as the account of the job's run.
+
+    A folder or a link at its place is none: what one account does there must not end the look at all others.
+    """
     path = status_path(profile, job.run_id, job.component, job.attempt)
-    if host.stat(path) is None:
+    found = host.stat(path)
+    if found is None or found.kind != "file":
         return None
     return parse_marker(b"".join(host.read(path, 0, 64 * 1024)))
 

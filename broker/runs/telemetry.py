@@ -37,15 +37,15 @@ def slurm_call(cluster: str, operation: str) -> Iterator[None]:
 
 
 @contextmanager
-def contained(event: str, **about: str) -> Iterator[None]:
+def contained(event: str, *, but: tuple[type[Exception], ...] = (), **about: str) -> Iterator[None]:
     """What goes wrong meanwhile, with one run or one part of a look, is logged, counted and holds up nothing
-    else. A lease that was lost is everybody's, and raised.
+    else. A lease that was lost is everybody's, and raised; so is what `but` names.
     """
     try:
         yield
-    except LeaseLost:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, (LeaseLost, *but)):
+            raise
         log.exception(event, **about)
         metrics.WORKER_DEFECTS.inc()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -27,6 +28,7 @@ from broker.runs import journal
 from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper
 from broker.runs.observation import (
+    Marker,
     Sighting,
     change,
     culprits,
@@ -80,9 +82,9 @@ class Tracker:
             polled(self._cluster, None)
             self._note(error.detail, None)
             return
-        watched = self._watched()
-        polled(self._cluster, snapshot.taken_at, len(watched))
-        seen = self._in_queue(watched, snapshot)
+        everything = self._watched()
+        polled(self._cluster, snapshot.taken_at, len(everything))
+        watched, seen = self._in_queue(everything, snapshot)
         alive = {job_id: sighting for job_id, sighting in seen.items() if not sighting.state.ended}
         self._conclude(watched, alive, snapshot.taken_at)  # does not wait for accounting
         with contained("holds_not_watched", cluster=self._cluster):
@@ -91,8 +93,9 @@ class Tracker:
             self._keep(snapshot)
         ends, trouble = self._ends(watched, seen, snapshot)
         self._note(trouble, snapshot.taken_at)
-        names = {job.name for job in watched}
-        adopt_strays(self._ctx, self._cluster, self._lease, names, snapshot.jobs)
+        with contained("strays_not_adopted", cluster=self._cluster):
+            names = {job.name for job in everything}
+            adopt_strays(self._ctx, self._cluster, self._lease, names, snapshot.jobs)
         self._conclude(watched, ends, snapshot.taken_at)
         self._reap(seen | ends)
 
@@ -146,11 +149,24 @@ class Tracker:
         with self._ctx.db.read() as session:
             return list(session.scalars(query))
 
-    def _in_queue(self, watched: Sequence[JobRow], snapshot: QueueSnapshot) -> dict[str, Sighting]:
-        """What squeue says, by row id. A job id under another name may be a recycled id: not ours."""
+    def _in_queue(
+        self, watched: Sequence[JobRow], snapshot: QueueSnapshot
+    ) -> tuple[list[JobRow], dict[str, Sighting]]:
+        """(the jobs that were looked for, what squeue says of them by row id).
+
+        A job id under another name may be a recycled id: not ours. A job that a defect keeps from being
+        looked for is left out: it is not one that squeue has lost.
+        """
         queue = {entry.job_id: entry for entry in snapshot.jobs}
-        found = ((job, queue.get(job.slurm_job_id or 0)) for job in watched)
-        return {job.id: from_queue(entry) for job, entry in found if entry and self._is_of(job, entry)}
+        looked: list[JobRow] = []
+        seen: dict[str, Sighting] = {}
+        for job in watched:
+            with contained("run_not_tracked", cluster=self._cluster, run_id=job.run_id):
+                entry = queue.get(job.slurm_job_id or 0)
+                if entry is not None and self._is_of(job, entry):
+                    seen[job.id] = from_queue(entry)
+                looked.append(job)
+        return looked, seen
 
     def _ends(
         self, watched: Sequence[JobRow], seen: Mapping[str, Sighting], snapshot: QueueSnapshot
@@ -178,10 +194,13 @@ class Tracker:
             now = utcnow()
             deadline = timedelta(seconds=self._settings.unknown_deadline_s)
             for job in gone:
-                account = accounts.get(job.id)
-                if account is None or not (account.state.ended or snapshot.bad_rows):
-                    account = self._marked(job) or unseen(known(job), now, deadline)
-                found[job.id] = account
+                with contained(
+                    "run_not_tracked", but=(BrokerError,), cluster=self._cluster, run_id=job.run_id
+                ):
+                    account = accounts.get(job.id)
+                    if account is None or not (account.state.ended or snapshot.bad_rows):
+                        account = self._marked(job) or unseen(known(job), now, deadline)
+                    found[job.id] = account
         except BrokerError as error:
             return found, error.detail
         return found, None
@@ -211,11 +230,16 @@ class Tracker:
         return found
 
     def _marked(self, job: JobRow) -> Sighting | None:
+        """What its marker says. A defect in reading it, or a folder that is closed to us, is as if there were
+        none: then the job is unknown, until its deadline, and holds up nobody else.
+        """
         host = self._ctx.host_for(self._cluster, self._people.get(job.run_id))
-        try:
+        marker: Marker | None = None
+        with (
+            suppress(Denied),
+            contained("marker_not_read", but=(BrokerError,), cluster=self._cluster, run_id=job.run_id),
+        ):
             marker = read_marker(host, self._ctx.profile(self._cluster), job)
-        except Denied:  # one person's folders, closed to us, hold up nobody else
-            return None
         return from_marker(marker) if marker is not None and marker.job_id == job.slurm_job_id else None
 
     # ---- concluding ---------------------------------------------------------------------------------
@@ -295,7 +319,10 @@ class Tracker:
             if results[number].kind is ResultKind.DONE and seen[job.id].state is JobState.PENDING
         ]
         for run_id in {job.run_id for job in over}:
-            with self._ctx.db.write() as session:
+            with (
+                contained("run_not_tracked", cluster=self._cluster, run_id=run_id),
+                self._ctx.db.write() as session,
+            ):
                 self._lease.confirm(session)
                 run = session.get_one(RunRow, run_id, with_for_update=True)
                 gone = [job.id for job in over if job.run_id == run_id]

@@ -148,7 +148,8 @@ def test_a_job_is_known_by_its_name_or_by_owner_and_time_and_by_nothing_less(
 
     def seen(**fields: Any) -> bool:
         snapshot = QueueSnapshot(now, (queued(job, 7, fields.pop("user", mine), **fields),))
-        return bool(tracker._in_queue([job], snapshot))
+        _, found = tracker._in_queue([job], snapshot)
+        return bool(found)
 
     assert seen()
     assert seen(name="another", submit=now)

@@ -375,6 +375,24 @@ def test_what_is_wrong_with_one_run_holds_up_no_other(desk: Desk, monkeypatch: p
     assert (desk.run(broken).gate, desk.run(sound).gate) == (Gate.CLOSED, Gate.CLOSING)
 
 
+def test_a_size_that_cannot_be_compared_hides_no_other_run_that_outgrew_its_approval(desk: Desk) -> None:
+    broken, large = (
+        desk.submitted(**NEEDS, **APPROVED, unix_account="kim", phase=Phase.ACTIVE) for _ in range(2)
+    )
+    with desk.ctx.db.write() as session:
+        for run_id in (broken, large):
+            for number, job in enumerate(attempt_jobs(session, run_id, 1), FIRST + 2 * (run_id == large)):
+                job.slurm_job_id = number
+                if run_id == broken:
+                    job.resources = {"of": "another release"}
+    grown = replace(_queued(FIRST + 2, "Priority"), tres=parse_tres("cpu=1,mem=900G"), time_limit_s=60)
+    seen = [grown, *(_queued(number, "Priority") for number in (FIRST, FIRST + 1))]
+    desk.gates.watch(QueueSnapshot(utcnow(), tuple(seen)))
+    with desk.ctx.db.read() as session:
+        reaped = [job.slurm_job_id for job in session.query(JobRow).filter(JobRow.reap)]
+    assert reaped == [FIRST + 2]
+
+
 def test_a_look_goes_on_where_one_part_of_it_fails(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_snapshot: QueueSnapshot) -> None:
         raise ValueError("a defect of what keeps the queue")

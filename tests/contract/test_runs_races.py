@@ -10,16 +10,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
+from broker.compiler import ClusterProfile
+from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
 from broker.errors import Conflict, SlurmRefused
+from broker.hosts import Host
 from broker.identity import Principal, Role
+from broker.runs import tracking
 from broker.runs.cleanup import remove_run_files
-from broker.runs.observation import Sighting
+from broker.runs.observation import Marker, Sighting
 from broker.runs.schemas import RunRequest
 from broker.runs.service import cancel_run, create_run, retry_run
+from broker.runs.sightings import read_marker
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.strays import adopt_strays
 from broker.runs.submission import Submitter
@@ -174,14 +180,99 @@ def test_one_run_that_cannot_be_written_down_hides_no_other(
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(tracker, "_apply", apply)
+    sighting = Sighting(JobState.PENDING, reason="Resources")
     monkeypatch.setattr(
-        tracker,
-        "_in_queue",
-        lambda watched, _: {job.id: Sighting(JobState.PENDING, reason="Resources") for job in watched},
+        tracker, "_in_queue", lambda watched, _: (watched, {job.id: sighting for job in watched})
     )
     monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
     tracker.tick()
     assert set(runs) <= set(reached)
+
+
+def test_the_marker_of_one_run_holds_up_the_end_of_no_other(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Squeue and sacct have lost both; of one a defect of ours keeps the marker from being read."""
+    broken, sound = requested(ctx, ann), requested(ctx, ann)
+    for run_id in (broken, sound):
+        submitted(ctx, run_id, JobState.RUNNING)
+
+    def read(_host: Host, _profile: ClusterProfile, job: JobRow) -> Marker:
+        if job.run_id == broken:
+            raise RuntimeError("a defect")
+        ended = utcnow()
+        return Marker(job.slurm_job_id or 0, 0, 0, ended, ended, "/o", "/l")
+
+    monkeypatch.setattr(tracking, "read_marker", read)
+    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
+    monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    tracker, before = Tracker(ctx, "main", lease), defects()
+    tracker.tick()
+    assert {job.state for job in jobs_of(ctx, sound).values()} == {JobState.COMPLETED}
+    assert {job.state for job in jobs_of(ctx, broken).values()} == {JobState.UNKNOWN}
+    assert defects() == before + 2  # both jobs, at every look: there is an alarm for it
+    with ctx.db.write() as session:
+        for job in attempt_jobs(session, broken, 1):
+            job.unknown_since = utcnow() - timedelta(seconds=ctx.cluster("main").unknown_deadline_s + 1)
+    tracker.tick()
+    assert {job.state for job in jobs_of(ctx, broken).values()} == {JobState.FAILED}  # not for ever
+
+
+def defects() -> float:
+    return REGISTRY.get_sample_value("broker_worker_defects_total") or 0.0
+
+
+def test_a_folder_in_the_markers_place_is_no_marker(ctx: Context, ann: Principal) -> None:
+    run_id = requested(ctx, ann)
+    job, profile = jobs_of(ctx, run_id)["loader"], ctx.profile("main")
+    Path(status_path(profile, run_id, "loader", 1)).mkdir(parents=True)
+    assert read_marker(ctx.host("main"), profile, job) is None
+
+
+def test_a_defect_in_looking_for_one_job_is_not_its_absence(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = requested(ctx, ann), requested(ctx, ann)
+    for run_id in (broken, sound):
+        submitted(ctx, run_id)
+    with ctx.db.write() as session:
+        for number, job in enumerate(attempt_jobs(session, sound, 1), 300):
+            job.slurm_job_id = number
+    jobs, me = [*jobs_of(ctx, broken).values(), *jobs_of(ctx, sound).values()], getpass.getuser()
+    queue = [queued(job, job.slurm_job_id or 0, me, SlurmState.RUNNING) for job in jobs]
+    tracker, real = Tracker(ctx, "main", lease), tracking.Tracker._is_of
+
+    def is_of(self: Tracker, job: JobRow, found: QueueJob) -> bool:
+        if job.run_id == broken:
+            raise RuntimeError("a defect")
+        return real(self, job, found)
+
+    monkeypatch.setattr(tracking.Tracker, "_is_of", is_of)
+    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), tuple(queue)))
+    monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    tracker.tick()
+    assert {job.state for job in jobs_of(ctx, sound).values()} == {JobState.RUNNING}
+    assert {job.state for job in jobs_of(ctx, broken).values()} == {JobState.PENDING}
+
+
+def test_ends_are_concluded_from_where_the_look_for_strays_fails(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = requested(ctx, ann)
+    submitted(ctx, run_id, JobState.RUNNING)
+    ended = [queued(job, job.slurm_job_id or 0, getpass.getuser(), SlurmState.COMPLETED)
+             for job in jobs_of(ctx, run_id).values()]  # fmt: skip
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(tracking, "adopt_strays", fails)
+    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), tuple(ended)))
+    monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    tracker = Tracker(ctx, "main", lease)
+    monkeypatch.setattr(tracker, "_marked", lambda job: None)
+    tracker.tick()
+    assert {job.state for job in jobs_of(ctx, run_id).values()} == {JobState.COMPLETED}
 
 
 def test_a_run_whose_components_have_all_ended_can_not_be_cancelled_any_more(

@@ -21,7 +21,7 @@ from broker.db import leases, utcnow
 from broker.db.leases import LeaseLost
 from broker.hosts import LocalHost
 from broker.hosts.files import tail_all
-from broker.resources import dcgm
+from broker.resources import dcgm, nvidia_smi
 from broker.resources.job_usage import forget_usage, over_time
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.measured import JobUsageRow, JobUsageSampleRow, measured_gpus
@@ -136,6 +136,25 @@ def test_slices_are_read_with_their_memory(world: World) -> None:
         (True, None, 20000)
     ] * 2
     assert (job["gpu_util"], job["gpu_memory_mib"]["used"]) == (None, 30)
+
+
+def test_samples_that_a_defect_keeps_from_being_read_hide_nobody_elses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = world.run_of("ann", 42), world.run_of("ann", 43)
+    world.sample(broken, line(0, 7))
+    world.sample(sound, line(0, 90), line(1, 90))
+    real = nvidia_smi.parse_samples
+
+    def parse(text: str) -> list[nvidia_smi.Sample]:
+        if ", 7, " in text:
+            raise RuntimeError("a defect")
+        return real(text)
+
+    monkeypatch.setattr(nvidia_smi, "parse_samples", parse)
+    world.tick()
+    assert world.usage(sound)["gpu_util"]["used"] == 90
+    assert world.usage(broken)["gpu_util"] is None
 
 
 def test_one_sstat_and_one_command_for_the_samples_whatever_the_number_of_jobs(world: World) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from broker.runs.observation import (
     Known,
     Sighting,
@@ -109,6 +111,21 @@ def test_a_marker_that_was_cut_short_is_no_marker() -> None:
     assert marker.started_at == NOW
     for length in range(len(whole)):
         assert parse_marker(whole[:length]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 65536,  # deeper than Python follows
+        '{"job_id": 1e999, "exit_code": 0, "restart": 0, "output_dir": "/o", "log_dir": "/l"}',
+        '{"job_id": 7, "exit_code": 0, "restart": 99999999999, "output_dir": "/o", "log_dir": "/l"}',
+        '{"job_id": 7, "exit_code": -1, "restart": 0, "output_dir": "/o", "log_dir": "/l"}',
+        '{"job_id": 7, "exit_code": 0, "restart": 0, "started_at": "0001-01-01T00:00:00+23:00"}',
+        "[]",
+    ],
+)
+def test_what_a_person_puts_in_the_markers_place_is_no_marker(text: str) -> None:
+    assert parse_marker(text.encode()) is None
 
 
 def test_a_job_that_ended_between_two_looks_has_begun_all_the_same() -> None:

@@ -11,7 +11,9 @@ from sqlalchemy import event, select
 from broker.db import utcnow
 from broker.errors import ConfigurationError
 from broker.identity import Role
+from broker.queueing import snapshot
 from broker.queueing.tables import PriorityRow
+from broker.queueing.wishes import Wish
 from broker.runs.states import JobState, Phase
 from broker.runs.tables import JobRow, RunHoldRow, RunRow
 from broker.runs.views import attempt_jobs
@@ -143,6 +145,30 @@ def test_a_run_that_was_overtaken_by_ageing_is_moved_again(world: World) -> None
     assert {job.priority for job in world.jobs(second).values()} == {3105}
     assert [row.action for row in world.audit(second)] == ["run.priority", "run.priority_restored"]
     assert world.audit(second)[-1].actor_name == "system"
+
+
+@on_both
+def test_a_wish_that_cannot_be_judged_hides_no_other_that_was_overtaken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, broken, second = world.run(priority=3000), world.run(priority=900), world.run(priority=1000)
+    world.look()
+    for run_id in (broken, second):
+        world.wish(run_id, before=first)
+    world.work()
+    real = snapshot.wish_of
+
+    def wish_of(row: PriorityRow, run: RunRow, step: int) -> Wish:
+        if run.id == broken:
+            raise RuntimeError("a defect")
+        return real(row, run, step)
+
+    monkeypatch.setattr(snapshot, "wish_of", wish_of)
+    for number, job in world.slurm.jobs.items():
+        if job.priority == 3000:
+            world.slurm.set(number, priority=3005)
+    world.look()
+    assert world.work() == [second]
 
 
 @pytest.mark.parametrize("wanted", [{}, {"level": "high", "number": 3}, {"number": 0}, {"scheduler": False}])
