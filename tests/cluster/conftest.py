@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import pytest
 
+from tests.harness.processes import until
+
 PROGRAM = Path(__file__).resolve().parents[2] / "slurm-dev" / "cluster"
 
 
@@ -55,6 +57,30 @@ class DevCluster:
         status, out, err = self.exec(argv, user)
         assert status == 0, f"{' '.join(argv)}: {err or out}"
         return out.strip()
+
+    def await_state(self, job: str, *states: str, seconds: float = 60) -> None:
+        """Wait until a job is in one of these states, as squeue calls them."""
+        until(
+            lambda: self.ok("squeue", "-h", "-t", "all", "-j", job, "-o", "%T") in states,
+            seconds,
+            f"job {job} in {'/'.join(states)}",
+            0.1,
+        )
+
+    def log_in(self, user: str, key: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command over SSH, as somebody with this key."""
+        options = ("BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes")
+        return subprocess.run(
+            [
+                *("ssh", "-F", "none", "-p", str(self.ssh.port), "-i", key),
+                *(word for option in options for word in ("-o", option)),
+                *("-o", f"UserKnownHostsFile={self.ssh.known_hosts}", f"{user}@{self.ssh.host}", *command),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
 
     def pause(self, daemon: str) -> None:
         self.control("pause", daemon)
