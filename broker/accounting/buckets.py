@@ -4,7 +4,7 @@ taken away again exactly, so that a job that changed replaces itself in the sums
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -149,13 +149,7 @@ def _days(job: Mapping[str, Any], waited: Waits | None) -> dict[tuple[date, str]
         ended["ended"] = 1
         if job["elapsed_s"]:
             ended |= _efficiency(job)
-            for of_type, values in _gpu_efficiency(job):
-                found.setdefault((_day(end), of_type), {}).update(values)
     return found
-
-
-def _types(job: Mapping[str, Any]) -> Sequence[tuple[str, int]]:
-    return parts(job["gpu_type"], job["gpu_types"], job["gpu_count"])
 
 
 def allocated(job: Mapping[str, Any]) -> Iterator[tuple[date, str, dict[str, int]]]:
@@ -167,7 +161,7 @@ def allocated(job: Mapping[str, Any]) -> Iterator[tuple[date, str, dict[str, int
     start = job["start_at"]
     if start is None:
         return
-    (kind, gpus), *others = _types(job)
+    (kind, gpus), *others = parts(job["gpu_type"], job["gpu_types"], job["gpu_count"])
     for day, seconds in spread(start, job["counted_to"] or start, job["elapsed_s"]):
         yield (
             day,
@@ -202,7 +196,9 @@ def spread(start: int, end: int, elapsed_s: int) -> Iterator[tuple[date, int]]:
 
 
 def _efficiency(job: Mapping[str, Any]) -> dict[str, int]:
-    """What was used of what was allocated: only of jobs where both are known."""
+    """What was used of what was allocated: only of jobs where both are known. How busy the GPUs were is known
+    as the mean over all of a job's, of whatever types.
+    """
     elapsed = job["elapsed_s"]
     found: dict[str, int] = {}
     if job["total_cpu_s"] is not None and not job["cpu_partial"] and job["cpus"]:
@@ -215,22 +211,10 @@ def _efficiency(job: Mapping[str, Any]) -> dict[str, int]:
         }
     if job["timelimit_s"]:
         found |= {"limit_jobs": 1, "limit_used_s": elapsed, "limit_s": job["timelimit_s"]}
+    if job["gpu_util"] is not None and job["gpu_count"]:
+        alloc = elapsed * job["gpu_count"]
+        found |= {"gpu_jobs": 1, "gpu_used_s": round(alloc * job["gpu_util"] / 100), "gpu_alloc_s": alloc}
     return found
-
-
-def _gpu_efficiency(job: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
-    """How busy the GPUs were, by type; what is known is the mean over all of them."""
-    count = job["gpu_count"]
-    if job["gpu_util"] is None or not count:
-        return
-    alloc = job["elapsed_s"] * count
-    used, given, had = round(alloc * job["gpu_util"] / 100), 0, 0
-    for place, (kind, of_type) in enumerate(_types(job)):
-        had += of_type
-        so_far = used * had // count
-        values = {"gpu_used_s": so_far - given, "gpu_alloc_s": job["elapsed_s"] * of_type}
-        yield kind, values if place else values | {"gpu_jobs": 1}
-        given = so_far
 
 
 def _slowdowns(job: Mapping[str, Any], waited: Waits) -> dict[str, int]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
-from sqlalchemy import Integer, Table, or_, select
+from sqlalchemy import ColumnElement, Integer, Select, Table, bindparam, delete, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting.buckets import SUMS
@@ -73,6 +74,7 @@ def pack(session: Session, cluster: str, most: int) -> int:
     query = select(_PACKED.c.day).where(_PACKED.c.cluster == cluster, _PACKED.c.layout != LAYOUT)
     days = session.scalars(query.order_by(_PACKED.c.day).limit(most)).all()
     for day in days:
+        drop_nothing(session, cluster, day)
         made = {part: _encoded(_of_rows(session, part, cluster, day, COLUMNS[part])) for part in PARTS}
         session.execute(
             _PACKED.update()
@@ -80,6 +82,14 @@ def pack(session: Session, cluster: str, most: int) -> int:
             .values(layout=LAYOUT, **made)
         )
     return len(days)
+
+
+def drop_nothing(session: Session, cluster: str, day: date) -> None:
+    """Delete a day's rows that came to nothing: a job that waited began, or ended in another state. The
+    caller holds the cluster's accounting.
+    """
+    for statement in _DROPS:
+        session.execute(statement, {"of_cluster": cluster, "of_day": day})
 
 
 def read(
@@ -107,14 +117,8 @@ def read(
 
 def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequence[str]) -> pa.Table:
     """A day's columns out of its rows; what came to nothing (RUNNING of a job that ended) is left out."""
-    table, amounts, kind = PARTS[part]
-    chosen = [table.c[name] for name in names]
-    query = (
-        select(*chosen)
-        .where(table.c.cluster == cluster, table.c.day == day, or_(*(table.c[name] != 0 for name in amounts)))
-        .order_by(*table.primary_key)
-    )
-    rows = session.execute(query if kind is None else query.where(table.c.kind == kind)).all()
+    chosen = [PARTS[part].table.c[name] for name in names]
+    rows = session.execute(_rows_query(part, tuple(names)), {"of_cluster": cluster, "of_day": day}).all()
     values = list(zip(*rows, strict=True)) or [()] * len(chosen)
     return pa.table(
         {
@@ -122,6 +126,26 @@ def _of_rows(session: Session, part: str, cluster: str, day: date, names: Sequen
             for column, of_column in zip(chosen, values, strict=True)
         }
     )
+
+
+@lru_cache(64)
+def _rows_query(part: str, names: tuple[str, ...]) -> Select[Any]:
+    """Made once: it has dozens of columns, and every day is asked for by it."""
+    table, amounts, kind = PARTS[part]
+    some = or_(*(table.c[name] != 0 for name in amounts))
+    query = select(*(table.c[name] for name in names)).where(*_of_day(table), some)
+    return (query if kind is None else query.where(table.c.kind == kind)).order_by(*table.primary_key)
+
+
+def _of_day(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return table.c.cluster == bindparam("of_cluster"), table.c.day == bindparam("of_day")
+
+
+_DROPS: Final = [
+    delete(table).where(*_of_day(table), *(table.c[name] == 0 for name in amounts))
+    for table, amounts in ((_DAYS, SUMS), (_WAITS, ("jobs",)))
+]
+"""What deletes a day's rows of nothing."""
 
 
 def _encoded(columns: pa.Table) -> bytes:

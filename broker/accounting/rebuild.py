@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
-from sqlalchemy import Table, and_, delete, or_, select
+from sqlalchemy import Table, and_, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -32,7 +32,7 @@ from broker.accounting.tables import (
     AccountingWaitRow,
 )
 from broker.db import Database
-from broker.db.leases import Lease, acquire, release, renew
+from broker.db.leases import Lease, LeaseRow, acquire, release, renew
 from broker.db.locks import exclusive
 
 PART_DAYS: Final = 14
@@ -95,14 +95,19 @@ class _Kept:
 
 
 def rebuild(
-    db: Database, cluster: str, holder: str, tell: Callable[[Progress], None] = lambda _: None
+    db: Database,
+    cluster: str,
+    holder: str,
+    tell: Callable[[Progress], None] = lambda _: None,
+    waits: Callable[[str], None] = lambda _: None,
 ) -> Progress:
-    """Make the cluster's sums anew; `tell` hears of each part. `holder`: who does it (leases).
+    """Make the cluster's sums anew; `tell` hears of each part. `holder`: who does it (leases); `waits` hears
+    of each other holder that it waits for.
 
     Raises `LeaseLost` where it was away for so long that another one took over.
     """
     began = time.monotonic()
-    with _alone(db, cluster, holder) as kept:
+    with _alone(db, cluster, holder, waits) as kept:
         with _snapshot(db) as session:
             parts = _parts(session, cluster)
         done = Progress(0, len(parts) * PART_DAYS, 0, 0, 0.0)
@@ -124,9 +129,15 @@ def rebuild(
 
 
 @contextmanager
-def _alone(db: Database, cluster: str, holder: str) -> Iterator[_Kept]:
+def _alone(db: Database, cluster: str, holder: str, waits: Callable[[str], None]) -> Iterator[_Kept]:
     """The lease, waited for: another one works, or was killed less than `TTL_S` ago."""
-    while (lease := acquire(db, f"rebuild:{cluster}", holder, TTL_S)) is None:
+    name, told = f"rebuild:{cluster}", holder
+    while (lease := acquire(db, name, holder, TTL_S)) is None:
+        with db.read() as session:
+            other = session.get_one(LeaseRow, name).holder
+        if other != told:
+            waits(other)
+            told = other
         time.sleep(1)
     try:
         yield _Kept(db, lease)
@@ -213,9 +224,7 @@ def _correct(session: Session, cluster: str, day: date, sums: Sums) -> None:
     """Add to a day what it lacks, and leave no row of nothing."""
     exclusive(session, f"accounting {cluster}")
     add_sums(session, cluster, sums)
-    for table, amounts in ((_DAYS, SUMS), (_WAITS, ("jobs",))):
-        nothing = and_(*(table.c[name] == 0 for name in amounts))
-        session.execute(delete(table).where(table.c.cluster == cluster, table.c.day == day, nothing))
+    packed.drop_nothing(session, cluster, day)
 
 
 def _pack(db: Database, cluster: str, part: int, kept: _Kept) -> None:

@@ -107,7 +107,7 @@ class AccountingDayRow(Base):
 
     `outcome`: Slurm's state; `gpu_count` per job; `size`: CPUs per job as a power of two (3: 8 to 15);
     `wait`: how long it waited (`wait_classes`). A job with GPUs of several types counts under that of most of
-    them; its GPUs of the others have a row each, with their `gpu_s`, `gpu_used_s` and `gpu_alloc_s` alone.
+    them; its GPUs of the others have a row each, with their `gpu_s` alone.
     Spread over the days a job ran in, clipped at midnight: `elapsed_s`, `core_s`, `gpu_s`, `mem_mib_s`
     (allocated memory times elapsed), `billing_s`. Once, on the day of it: `submitted`, `started`, `ended`
     (jobs). Once, on the day of the start: `hold_s` (submit to eligible) and `wait_s` (eligible to start), and

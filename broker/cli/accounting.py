@@ -53,8 +53,11 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
             def tell(progress: Progress, name: str = name) -> None:
                 typer.echo(f"{name}: {_told(progress)}", err=True)
 
+            def waits(other: str, name: str = name) -> None:
+                typer.echo(f"{name}: {_waits(other)}", err=True)
+
             try:
-                done[name] = make_anew(database, name, holder, tell).jobs
+                done[name] = make_anew(database, name, holder, tell, waits).jobs
             except LeaseLost:
                 detail = f"Another rebuild of {name} took over while this one stood still: it does the rest"
                 raise Conflict(detail) from None
@@ -70,6 +73,12 @@ def _told(progress: Progress) -> str:
     share, rate = progress.days / progress.of, progress.jobs / max(progress.seconds, 0.001)
     days = f"{progress.days} of {progress.of} days"
     return f"{share:.0%} ({days}), {rate:,.0f} jobs/s, {progress.changed} days corrected"
+
+
+def _waits(other: str) -> str:
+    """What a rebuild says that has to wait for `other` (`HOST:PID`)."""
+    host, _, pid = other.rpartition(":")
+    return f"another rebuild works (process {pid} on {host}); waiting for it, up to 30 s if it was killed"
 
 
 def _table(items: list[dict[str, Any]]) -> Any:

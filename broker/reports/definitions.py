@@ -133,8 +133,10 @@ GPU_EFFICIENCY = Measure(
     "ratio",
     "GPU efficiency",
     "GPU 효율",
-    "Σ (mean GPU utilisation × GPU seconds) / Σ GPU seconds of measured jobs that ended in the period",
-    "기간 안에 끝나고 측정된 작업의 Σ (평균 GPU 사용률 × GPU 초) / Σ GPU 초",
+    "Σ (mean GPU utilisation × GPU seconds) / Σ GPU seconds of measured jobs that ended in the period. The "
+    "mean is over all GPUs of a job: by GPU type it is the job's, under the type of most of its GPUs",
+    "기간 안에 끝나고 측정된 작업의 Σ (평균 GPU 사용률 × GPU 초) / Σ GPU 초. 사용률은 작업의 모든 GPU의 "
+    "평균이므로, GPU 종류별로는 작업의 GPU 중 가장 많은 종류에 셈",
     _ratio("gpu_used_s", "gpu_alloc_s"),
     ("gpu_used_s", "gpu_alloc_s", "gpu_jobs", "gpu_ended"),
     covered="gpu_jobs",
@@ -213,8 +215,9 @@ IDLE_GPU_HOURS = Measure(
     "GPU hours idle",
     "유휴 GPU 시간",
     "GPU hours × (1 − mean GPU utilisation), of measured jobs that ended in the period; all their hours, "
-    "before it too",
-    "기간 안에 끝나고 측정된 작업의 GPU 시간 × (1 − 평균 GPU 사용률). 기간 이전의 시간도 포함",
+    "before it too. By GPU type they are the job's, under the type of most of its GPUs",
+    "기간 안에 끝나고 측정된 작업의 GPU 시간 × (1 − 평균 GPU 사용률). 기간 이전의 시간도 포함. GPU "
+    "종류별로는 작업의 GPU 중 가장 많은 종류에 셈",
     _unused("gpu_used_s", "gpu_alloc_s", HOUR),
     GPU_EFFICIENCY.numbers,
     covered="gpu_jobs",
@@ -225,9 +228,11 @@ CORES_PER_GPU = Measure(
     "count",
     "Cores per GPU",
     "GPU당 코어 수",
-    "Σ core hours of jobs with GPUs / Σ their GPU hours",
-    "GPU 작업의 Σ 코어 시간 / Σ GPU 시간",
-    _ratio("gpu_core_s", "gpu_s"),
+    "Σ core hours of jobs with GPUs / Σ their GPU hours. By GPU type, unknown where no job has most of its "
+    "GPUs of that type: cores count there",
+    "GPU 작업의 Σ 코어 시간 / Σ GPU 시간. GPU 종류별로는, 그 종류가 가장 많은 작업이 없으면 알 수 없음"
+    "(코어는 그쪽에 셈)",
+    lambda sums, _: ratio(sums["gpu_core_s"], sums["gpu_s"]) if sums["gpu_core_s"] else None,
     ("gpu_core_s", "gpu_s"),
 )
 

@@ -77,7 +77,7 @@ def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def stored(ctx: Context, jobs: list[dict[str, Any]], wrong: str) -> None:
     """The jobs, with sums that are right, or wrong in some way; the days packed as they are."""
     with ctx.db.write() as session:
-        for table in TABLES:
+        for table in (*TABLES, leases.LeaseRow):
             session.execute(delete(table))
         keep(session, *jobs)
         if wrong == "lost":
@@ -319,12 +319,16 @@ def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Con
     before = sums_of(ctx)
     lease = leases.acquire(ctx.db, "rebuild:main", "another", 60)
     assert lease is not None
-    second = threading.Thread(target=made_anew, args=(ctx,))
+    told: list[str] = []
+    waiting = (ctx.db, "main", "test", lambda _: None, told.append)
+    second = threading.Thread(target=rebuild.rebuild, args=waiting)
     second.start()
+    until(lambda: bool(told), 60, "the second one says that it waits")
     second.join(timeout=0.5)
     assert second.is_alive() and sums_of(ctx) == before
     leases.release(ctx.db, lease)
     second.join(timeout=60)
+    assert told == ["another"], "once"
     assert sums_of(ctx) == at_once(ctx)
     stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
 
@@ -337,13 +341,40 @@ def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Con
     assert sums_of(ctx) != at_once(ctx), "the rest is the other one's"
 
 
+@pytest.fixture
+def on_its_machine(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find the database."""
+    monkeypatch.setenv("BROKER_DATA_DIR", str(ctx.settings.data_dir))
+    monkeypatch.setenv("BROKER_DATABASE_URL", ctx.settings.sqlalchemy_url)
+    monkeypatch.setenv("BROKER_CLUSTERS__MAIN__TRANSPORT", "local")
+
+
+@pytest.mark.usefixtures("on_its_machine")
+def test_the_command_says_whom_it_waits_for(ctx: Context, capfd: pytest.CaptureFixture[str]) -> None:
+    stored(ctx, [job(1, FIRST)], "doubled")
+    lease = leases.acquire(ctx.db, "rebuild:main", "login1:4711", 60)
+    assert lease is not None
+    codes: list[int] = []
+    command = threading.Thread(target=lambda: codes.append(main(["accounting", "rebuild"])))
+    command.start()
+    seen = ""
+
+    def said() -> bool:
+        nonlocal seen
+        seen += capfd.readouterr().err
+        return "main: another rebuild works (process 4711 on login1); waiting" in seen
+
+    until(said, 60, "the command says whom it waits for")
+    leases.release(ctx.db, lease)
+    command.join(timeout=60)
+    assert codes == [0] and sums_of(ctx) == at_once(ctx)
+
+
+@pytest.mark.usefixtures("on_its_machine")
 def test_the_command_says_that_another_one_took_over(
     ctx: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
-    monkeypatch.setenv("BROKER_DATA_DIR", str(ctx.settings.data_dir))
-    monkeypatch.setenv("BROKER_DATABASE_URL", ctx.settings.sqlalchemy_url)
-    monkeypatch.setenv("BROKER_CLUSTERS__MAIN__TRANSPORT", "local")
     pack = rebuild._pack
 
     def frozen(*more: Any) -> None:

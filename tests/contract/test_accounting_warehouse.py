@@ -29,7 +29,10 @@ from broker.db.leases import LeaseLost
 from broker.errors import Unreachable
 from broker.identity import Role
 from broker.identity.tables import UserRow
+from broker.reports.definitions import REPORTS
 from broker.reports.jobs import job_facts
+from broker.reports.views import view_report
+from broker.reports.wanted import Scope, Wanted, dimensions
 from broker.runs.measured import JobUsageRow
 from broker.runs.tables import JobRow
 from broker.settings import AccountingSettings
@@ -260,6 +263,26 @@ def test_a_pending_request_for_several_partitions_counts_once(house: Warehouse) 
             )
         ).all()
     assert [tuple(row) for row in found] == [("b", 1)]
+
+
+def test_what_came_to_nothing_leaves_no_row_and_no_line(house: Warehouse) -> None:
+    """A job that waited, began and ended elsewhere had a row under each of these keys."""
+    house.slurm.queue = {7}
+    house.slurm.add(job(7, submit=NOON - 100, run=None, State="PENDING", Start="Unknown", Partition="a,b"))
+    house.tick()
+    house.slurm.rows[0] = [job(7, submit=NOON - 100, run=None, Partition="b")]
+    house.tick(NOON + 60)
+    house.slurm.rows[0] = [job(7, submit=NOON - 100, run=70, Partition="b", State="FAILED")]
+    house.tick(NOON + 200)
+    with house.ctx.db.read() as session:
+        days = session.execute(select(AccountingDayRow.partition, AccountingDayRow.outcome)).all()
+        assert [tuple(row) for row in days] == [("b", "FAILED")]
+        assert session.scalars(select(AccountingWaitRow.jobs)).all() == [1, 1], "its wait, its slowdown"
+        period = date(2026, 11, 1), date(2026, 12, 1)
+        for report in (one for one in REPORTS.values() if one.source == "days"):
+            for name in dimensions(report):
+                view = view_report(session, Wanted(report, *period, (name,)), Scope(), None)
+                assert len(view.lines) == 1, (report.name, name, [line.key for line in view.lines])
 
 
 def test_gpu_types_come_from_the_nodes_where_the_job_names_none(house: Warehouse) -> None:

@@ -235,6 +235,28 @@ def test_jobs_with_some_gpus_of_a_type_lie_behind_its_line(api: Api) -> None:
     assert behind["v100"] == {"200", "201"}
 
 
+def test_how_busy_gpus_of_several_types_were_is_known_of_the_job_and_of_no_type_alone(api: Api) -> None:
+    """The lesser type has hours, and no jobs: no efficiency out of nothing, in no form."""
+    kinds = {"gpu_count": 3, "gpu_type": "v100", "gpu_types": "h100=1,v100=2", "user": "kim"}
+    with api.ctx.db.write() as session:
+        keep(session, job(200, at("2026-10-20T08:00"), gpu_util=40.0, **kinds))
+    asked = {"user": "kim", "by": "gpu_type"}
+    [line] = ask(api, "root", "efficiency", **asked)["lines"]
+    assert (line["key"]["gpu_type"], line["values"]["gpu_efficiency"]) == ("v100", 0.4)
+    assert line["coverage"]["gpu_efficiency"] == {"with_data": 1, "of": 1, "counted": "jobs"}
+    wasted = {line["key"]["gpu_type"]: line for line in ask(api, "root", "waste", **asked)["lines"]}
+    for kind, hours, idle, cores, jobs in (("v100", 2.0, 1.8, 2.0, 1), ("h100", 1.0, None, None, 0)):
+        values, coverage = wasted[kind]["values"], wasted[kind]["coverage"]["idle_gpu_hours"]
+        figures = tuple(values[name] for name in ("gpu_hours", "idle_gpu_hours", "cores_per_gpu"))
+        assert figures == (hours, idle, cores)
+        assert (coverage["with_data"], coverage["of"]) == (jobs, jobs)
+    params = OCTOBER | asked | {"format": "csv"}
+    text = api.call("GET", "/reports/waste", "root", params=params).content.decode("utf-8-sig")
+    [row] = [one for one in csv.DictReader(io.StringIO(text)) if one["gpu_type"] == "h100"]
+    known = [f"idle_gpu_hours{part}" for part in (" (h)", ": jobs with data", ": jobs")]
+    assert [row[name] for name in known] == ["", "0", "0"]
+
+
 def test_a_slowdown_of_each_job_and_of_all_of_them(api: Api) -> None:
     with api.ctx.db.write() as session:
         held = {"eligible_at": at("2026-10-20T09:00"), "user": "kim"}

@@ -181,8 +181,8 @@ def test_a_job_with_gpus_of_several_types_is_one_and_each_gpu_counts_as_what_it_
     assert {key: tuple(values[name] for name in names) for key, values in seen.items()} == {
         (FIRST, "v100", 3): (1, 0, 4000, 2000, 0, 0, 0),
         (FIRST, "a100", 3): (0, 0, 0, 1000, 0, 0, 0),
-        (SECOND, "v100", 3): (0, 1, 12_000, 6000, 1, 4000, 8000),
-        (SECOND, "a100", 3): (0, 0, 0, 3000, 0, 2000, 4000),
+        (SECOND, "v100", 3): (0, 1, 12_000, 6000, 1, 6000, 12_000),
+        (SECOND, "a100", 3): (0, 0, 0, 3000, 0, 0, 0),
     }
 
 
