@@ -12,7 +12,7 @@ import pytest
 from broker.cli.periods import last_whole
 from broker.identity import Role
 from tests.accounting import at, job, keep
-from tests.api_support import Api, context
+from tests.api_support import Api, context, spec
 from tests.serving import Call, caller, signed_on
 
 FIRST, AFTER = last_whole("month", datetime.now(UTC).date())
@@ -72,6 +72,51 @@ def test_prices_are_entered_listed_and_withdrawn_and_costs_follow(call: Call, tm
     )
 
 
+def test_a_wrong_price_is_corrected_and_costs_say_what_they_were(call: Call) -> None:
+    wrong = call("prices", "set", "core_hour", "15000", "--from", f"{FIRST}").split(":")[0]
+    assert "Corrected" not in call("costs", "--last", "month")
+    said = call("prices", "correct", wrong, "--amount", "1500", "--why", "한 자리 더 쳤음")
+    assert (
+        said.startswith(f"Withdrew {wrong}. price-") and f"core_hour 1,500 KRW from {FIRST} on, every" in said
+    )
+    right = said.split()[2].rstrip(":")
+    shown = call("costs", "--last", "month")
+    told = line(shown, "Corrected 정정")
+    assert f"by root: core_hour, everywhere, {FIRST} to " in told
+    assert told.endswith(f": 15,000 KRW → 1,500 KRW ({wrong} → {right}): 한 자리 더 쳤음")
+    assert "18,000" in line(shown, "total")
+    assert [one["corrected_by"] for one in call("costs", "--last", "month", "--json")["corrections"]] == [
+        right
+    ]
+    listed = call("prices", "list", "--all")
+    assert "한 자리 더 쳤음" in line(listed, wrong) and right in line(listed, wrong)
+    assert "withdrawn" not in call("prices", "list"), "only what holds"
+
+    assert "say why" in call("prices", "withdraw", right, status=2)
+    assert f"Withdrew {right}" in call("prices", "withdraw", right, "--why", "never agreed")
+    shown = call("costs", "--last", "month")
+    assert f"1,500 KRW → withdrawn 철회 ({right}): never agreed" in shown
+    assert "?" in line(shown, "total")
+    said = call("prices", "correct", wrong, "--amount", "2", "--why", "again", status=75)
+    assert f"{right}, which stood in its place, was withdrawn already" in said
+
+
+def test_a_run_that_a_correction_touches_says_so(call: Call, api: Api) -> None:
+    made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
+    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
+    with api.ctx.db.write() as session:
+        keep(session, job(3, at(f"{FIRST}T10:00"), run_id=run))
+    wide = call("prices", "set", "core_hour", "5", "--from", f"{FIRST}").split(":")[0]
+    wrong = call("prices", "set", "core_hour", "9", "--from", "2999-01-01", "--partition", "gpu").split(":")[
+        0
+    ]
+    call("prices", "correct", wrong, "--amount", "8", "--why", "before it held")
+    assert "Corrected" not in call("costs", "--run", run)
+    call("prices", "correct", wide, "--amount", "6", "--why", "as agreed")
+    shown = call("costs", "--run", run)
+    assert "5 KRW → 6 KRW" in line(shown, "Corrected 정정") and "Not all of it is counted yet" in shown
+
+
 def test_what_can_not_be_asked_is_told(call: Call) -> None:
     assert "leave --by out" in call("costs", "--by", "user", "--invoice", "-", status=2)
     assert "leave the other options out" in call("costs", "--run", "run-1", "--by", "user", status=2)
@@ -82,4 +127,12 @@ def test_what_can_not_be_asked_is_told(call: Call) -> None:
     for amount in ("cheap", "12,5", "nan"):
         said = call("prices", "set", "core_hour", amount, "--from", "2999-01-01", status=2)
         assert f"AMOUNT {amount}: write a number" in said
+    for words in (("--why", "x"), ("--amount", "1", "--end", "--why", "x")):
+        assert "one of them" in call("prices", "correct", "price-0", *words, status=2)
+    said = call("prices", "correct", "price-0", "--amount", "1,5", "--why", "x", status=2)
+    assert "--amount 1,5: write a number" in said
+    assert "There is no price" in call(
+        "prices", "correct", "price-0", "--amount", "1", "--why", "x", status=66
+    )
+    assert "--why" in call("prices", "correct", "price-0", "--amount", "1", status=2)
     assert "--from soon: write a day" in call("prices", "set", "core_hour", "1", "--from", "soon", status=2)
