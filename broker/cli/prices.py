@@ -42,9 +42,9 @@ def list_prices(
         )
         for one in found["items"]
     )
-    heads: tuple[str, ...] = ("ID", "RESOURCE", "WHERE", "PRICE>", "FROM", "UNTIL", "STATE")
+    heads: tuple[str, ...] = ("ID", "RESOURCE", "WHERE", "PRICE>", "FROM", "UNTIL?", "STATE")
     if every:
-        heads = (*heads, "WITHDRAWN", "BY", "INSTEAD!", "WHY")
+        heads = (*heads, "WITHDRAWN?", "INSTEAD?")
     emit(found, lambda: table(heads, rows, empty="No prices: all use is unpriced"), as_json=as_json)
 
 
@@ -162,12 +162,10 @@ def _entered(price: dict[str, Any]) -> str:
 
 
 def _withdrawal(price: dict[str, Any]) -> tuple[str | None, ...]:
-    return (
-        when(price["withdrawn_at"]),
-        price["withdrawn_by"],
-        price["corrected_by"],
-        price["withdrawn_why"],
-    )
+    if price["withdrawn_at"] is None:
+        return None, None
+    why = f": {price['withdrawn_why']}" if price["withdrawn_why"] else ""
+    return f"{when(price['withdrawn_at'])} by {price['withdrawn_by']}{why}", price["corrected_by"]
 
 
 def _check_amount(option: str, amount: str | None, end: bool) -> None:
