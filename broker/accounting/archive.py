@@ -37,7 +37,8 @@ _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _values = attrgetter(*_COLUMNS)
-_COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
+COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
+"""What the sums are made of, and more: all of a job but what Slurm said word by word."""
 _DAY_KEY = ("cluster", "day", *Who._fields, "outcome")
 _WAIT_COLUMNS = ("cluster", "day", *Who._fields, "kind", "bucket", "jobs")
 _NAMES = 1000
@@ -134,7 +135,7 @@ def _known(
     session: Session, cluster: str, jobs: Iterable[JobRecord]
 ) -> dict[tuple[int, int], dict[str, Any]]:
     ids = sorted({job.job_id for job in jobs})
-    query = select(*_COUNTED).where(_JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids))
+    query = select(*COUNTED).where(_JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids))
     return {(row["job_id"], row["submit_at"]): dict(row) for row in session.execute(query).mappings()}
 
 
@@ -245,7 +246,7 @@ def flag_runaways(session: Session, cluster: str, keys: Sequence[tuple[int, int]
 
 def _open_rows(session: Session, cluster: str, keys: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     wanted, ids = set(keys), sorted({job_id for job_id, _ in keys})
-    query = select(*_COUNTED).where(
+    query = select(*COUNTED).where(
         _JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids), _JOBS.c.end_at.is_(None)
     )
     for row in session.execute(query).mappings().all():

@@ -23,7 +23,7 @@ from sqlalchemy import Table, and_, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
-from broker.accounting.archive import add_sums
+from broker.accounting.archive import COUNTED, add_sums
 from broker.accounting.buckets import DAY_S, SUMS, DayKey, Sums, WaitKey, Who
 from broker.accounting.tables import (
     AccountingDayRow,
@@ -46,7 +46,6 @@ _JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
 _DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
 _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
 _PACKED: Table = AccountingPackedRow.__table__  # type: ignore[assignment]
-_COUNTED: Final = tuple(column for column in _JOBS.columns if column.name != "raw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ def _errors(session: Session, cluster: str, part: int, kept: _Kept) -> Errors:
         and_(row.end_at >= begin, row.end_at < end),
         and_(row.start_at < end, or_(row.counted_to >= begin, row.start_at >= begin)),
     )
-    query = select(*_COUNTED).where(row.cluster == cluster, touching)
+    query = select(*COUNTED).where(row.cluster == cluster, touching)
     for page in session.execute(query, execution_options={"yield_per": _PAGE}).mappings().partitions():
         kept.keep()
         for job in page:

@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.cli.options import Json, examples, group
-from broker.cli.output import emit, table
+from broker.cli.output import emit, harmless, table
 from broker.cli.server import open_database
 from broker.errors import Conflict
 
 if TYPE_CHECKING:
     from broker.accounting.rebuild import Progress
+    from broker.db import Database
 
 app = group("accounting", "The warehouse of all jobs that the reports are made of.")
 
+Names = Annotated[
+    bool,
+    typer.Option(
+        "--names",
+        help="First give the jobs of accounts that nobody had the names of today; written down in the audit "
+        "trail. History moves: what was told or invoiced before differs.",
+    ),
+]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME", help="This cluster; else every one.")
 ]
@@ -35,8 +44,14 @@ def status(as_json: Json = False) -> None:
     emit({"items": items}, lambda: _table(items), as_json=as_json)
 
 
-@app.command(epilog=examples("broker accounting rebuild", "broker accounting rebuild --cluster main"))
-def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
+@app.command(
+    epilog=examples(
+        "broker accounting rebuild",
+        "broker accounting rebuild --cluster main",
+        "broker accounting rebuild --names",
+    )
+)
+def rebuild(cluster: Cluster = None, names: Names = False, as_json: Json = False) -> None:
     """Make the sums per day anew from the jobs in the warehouse; Slurm is not asked.
 
     Part by part, while the broker goes on working: each day is corrected at once, in a short transaction, so
@@ -47,8 +62,9 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
 
     holder = f"{socket.gethostname()}:{os.getpid()}"
     with open_database() as (config, database):
-        done: dict[str, int] = {}
+        done: dict[str, tuple[int, int]] = {}
         for name in [config.cluster_name(cluster)] if cluster else list(config.clusters):
+            renamed = _rename(database, name, config.clusters[name].account, holder) if names else 0
 
             def tell(progress: Progress, name: str = name) -> None:
                 typer.echo(f"{name}: {_told(progress)}", err=True)
@@ -57,15 +73,37 @@ def rebuild(cluster: Cluster = None, as_json: Json = False) -> None:
                 typer.echo(f"{name}: {_waits(other)}", err=True)
 
             try:
-                done[name] = make_anew(database, name, holder, tell, waits).jobs
+                done[name] = make_anew(database, name, holder, tell, waits).jobs, renamed
             except LeaseLost:
                 detail = f"Another rebuild of {name} took over while this one stood still: it does the rest"
                 raise Conflict(detail) from None
     emit(
-        {"items": [{"cluster": name, "jobs": jobs} for name, jobs in done.items()]},
-        lambda: table(("CLUSTER", "JOBS"), list(done.items()), empty="No cluster is configured."),
+        {"items": [{"cluster": name, "jobs": n, "renamed": m} for name, (n, m) in done.items()]},
+        lambda: table(
+            ("CLUSTER", "JOBS>", "RENAMED>"),
+            [(name, *counts) for name, counts in done.items()],
+            empty="No cluster is configured.",
+        ),
         as_json=as_json,
     )
+
+
+def _rename(database: Database, cluster: str, default_account: str | None, holder: str) -> int:
+    """Rename, and tell what; how many jobs it was."""
+    from broker.accounting.archive import People
+    from broker.accounting.renaming import rename
+
+    jobs = 0
+    note = f"broker accounting rebuild --names ({holder})"
+    for one in rename(database, People(cluster, default_account), note):
+        jobs += one.jobs
+        change = one.renaming
+        typer.echo(
+            f"{cluster}: {one.jobs:,} jobs of {harmless(change.account)}: {change.what} "
+            f"{harmless(change.before)} is {harmless(change.after)} now",
+            err=True,
+        )
+    return jobs
 
 
 def _told(progress: Progress) -> str:
