@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from broker.accounting.tables import AccountingCursorRow
 from broker.audit import record
-from broker.costs.corrections import Correction, Entry, corrections
+from broker.costs.corrections import Entry
 from broker.costs.pricing import ANY, Place, Price, PriceBook, Resource
 from broker.costs.schemas import PriceCorrection, PriceList, PriceRequest, PriceView
 from broker.costs.tables import PriceRow
@@ -32,10 +32,9 @@ def book_of(session: Session, currency: str) -> PriceBook:
     return PriceBook(price_of(row) for row in session.scalars(query))
 
 
-def corrections_of(session: Session, currency: str) -> list[Correction]:
-    """The prices of a currency that were corrected after they had begun to hold."""
-    rows = session.scalars(select(PriceRow).where(PriceRow.currency == currency))
-    return corrections(
+def history_of(session: Session, currency: str) -> list[Entry]:
+    """All prices of a currency that ever were, with what became of them."""
+    return [
         Entry(
             price_of(row),
             row.created_at,
@@ -44,8 +43,8 @@ def corrections_of(session: Session, currency: str) -> list[Correction]:
             row.withdrawn_why or "",
             row.corrects,
         )
-        for row in rows
-    )
+        for row in session.scalars(select(PriceRow).where(PriceRow.currency == currency))
+    ]
 
 
 def price_of(row: PriceRow) -> Price:

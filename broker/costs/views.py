@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from broker.accounting.tables import AccountingJobRow
 from broker.compiler import ClusterProfile
 from broker.costs.columns import Costs
-from broker.costs.corrections import Correction
+from broker.costs.corrections import Correction, corrections
 from broker.costs.estimate import estimated
 from broker.costs.pricing import (
     PARTS,
@@ -21,6 +21,7 @@ from broker.costs.pricing import (
     Fate,
     Item,
     Place,
+    PriceBook,
     Resource,
     digits_of,
     in_units,
@@ -28,7 +29,7 @@ from broker.costs.pricing import (
     rounded,
 )
 from broker.costs.schemas import CorrectedPrice, CostEstimate, CostLine, CostView, JobCost, RunCost
-from broker.costs.service import book_of, corrections_of
+from broker.costs.service import book_of, history_of
 from broker.costs.usage import HAD, Pricing, costs, of_job
 from broker.db import utcnow
 from broker.reports.sources import read_up_to
@@ -43,9 +44,10 @@ _DIGITS = 4
 
 
 def pricing_of(session: Session, settings: CostSettings) -> Pricing:
-    """The prices that hold, what is not charged, and which prices were corrected."""
-    currency = settings.currency
-    return Pricing(book_of(session, currency), settings.exempt_outcomes, corrections_of(session, currency))
+    """The prices that hold, what is not charged, and which prices were corrected: all as of one moment."""
+    history = history_of(session, settings.currency)
+    book = PriceBook(entry.price for entry in history if entry.withdrawn_at is None)
+    return Pricing(book, settings.exempt_outcomes, corrections(history))
 
 
 def view_costs(
