@@ -130,18 +130,20 @@ def progress(job: Json) -> str:
         of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
         parts.append(f"{100 * found['fraction']:.0f} %{of}")
     if end := job.get("expected_end"):
-        start = "this start " if end["another_start"] and end["source"] == "time_limit" else ""
-        parts.append(start + _ENDS[end["source"]].format(when(end["at"]), end["runs"]))
-        if end["at"] > end["limit"]:
-            whose = "this start's" if end["another_start"] else "its"
-            parts.append(f"{whose} limit is {when(end['limit'])}")
+        parts.append(_ENDS[end["kind"]].format(when(end["at"]), end["more_starts"]))
+        if end["source"] == "history":
+            parts[-1] += f" as its last {end['runs']} did"
+        if end["enough_time"] is False:
+            limit = f"its limit is {when(end['limit'])}"
+            parts.append("the time it asked for is too short" if end["another_start"] else limit)
     return ", ".join(parts)
 
 
 _ENDS = {
-    "progress": "ends {}",
-    "history": "ends {} as its last {} did",
-    "time_limit": "ends by {}",
+    "likely": "ends {}",
+    "not_before": "not before {} (more starts: ≥ {})",
+    "at_latest": "ends by {}",
+    "this_start_at_latest": "this start ends by {}",
 }
 
 

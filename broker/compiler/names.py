@@ -5,7 +5,7 @@
         control/                             never bound into a container
             .lock  journal.<attempt>  submit.<attempt>.sh  plan.<attempt>.json  fenced.<attempt>
             <component>/code-<digest>.tar    with its .sha256
-            <component>/<attempt>/           job.sh  slurm.log  output_dir  done  status.json
+            <component>/<attempt>/           job.sh  slurm.log  output_dir  done  status.json  spent
                                              gpu.<restart>.<node>.csv and .mig
         <component>/checkpoints/             kept over restarts and attempts
         <component>/<attempt>.<restart>/     outputs/  logs/  inputs/  code/  scratch/  params.json
@@ -53,6 +53,13 @@ def control_dir(profile: ClusterProfile, run_id: str, component: str, attempt: i
 def status_path(profile: ClusterProfile, run_id: str, component: str, attempt: int) -> str:
     """Give the path of `status.json`, written by rename when the script ends."""
     return f"{control_dir(profile, run_id, component, attempt)}/status.json"
+
+
+def spent_path(profile: ClusterProfile, run_id: str, component: str, attempt: int) -> str:
+    """Give the path of the seconds that all starts but the present one took of the time asked for; only where
+    that is more than one start may take, and from the second start on.
+    """
+    return f"{control_dir(profile, run_id, component, attempt)}/spent"
 
 
 GPU_SAMPLE_FIELDS = (

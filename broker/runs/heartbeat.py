@@ -9,6 +9,7 @@ at is not concluded from. Only files that changed are read, and of a log only it
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from broker.audit import record
 from broker.compiler import ClusterProfile
-from broker.compiler.names import log_dir, log_paths, output_dir, run_dir
+from broker.compiler.names import log_dir, log_paths, output_dir, run_dir, spent_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
@@ -76,6 +77,7 @@ class Places:
 
     progress: str
     training: str
+    spent: str
     others: tuple[str, ...]
 
     @classmethod
@@ -87,21 +89,26 @@ class Places:
         return cls(
             logs.progress,
             logs.training,
+            spent_path(profile, job.run_id, job.component, job.attempt),
             (logs.error, logs.slurm, log_dir(*start), output_dir(*start), checkpoints),
         )
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every path, always in this order."""
-        return (self.progress, self.training, *self.others)
+        return (self.progress, self.training, self.spent, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at a running job. `mark` changes with every sign of life."""
+    """One look at the start `restart` of a running job. `mark` changes with every sign of life. `spent_s`:
+    `JobRow.spent_s`.
+    """
 
+    restart: int
     mark: str
     progress: Progress | None
+    spent_s: int | None
 
 
 def mark_of(restart: int, signs: Iterable[tuple[int, float] | None]) -> str:
@@ -181,12 +188,14 @@ class Watcher:
             if not any(path in signs for path in place.all):
                 continue  # they can't be seen just now: that is no silence
             mark = mark_of(job.restarts, (signs.get(path) for path in place.all))
-            progress: Progress | None = None
+            progress, spent_s = None, job.spent_s
             with contained("progress_not_read", but=(BrokerError,), cluster=self._cluster, run_id=job.run_id):
                 progress = job_progress(job)
                 if mark != job.heartbeat_mark:
                     progress = self._progress(host, job, place, signs, now)
-            looks[job.id] = Look(mark, progress)
+                if spent_s is None and job.restarts and "start_s" in job.resources:
+                    spent_s = _spent(host, place.spent) if place.spent in signs else 0
+            looks[job.id] = Look(job.restarts, mark, progress, spent_s)
         for run_id in {job.run_id for job in jobs}:
             of_run = [job for job in jobs if job.run_id == run_id and job.id in looks]
             with contained("run_not_watched", cluster=self._cluster, run_id=run_id):
@@ -218,6 +227,8 @@ class Watcher:
         return before
 
     def _worth_writing(self, job: JobRow, look: Look, now: datetime) -> bool:
+        if look.spent_s != job.spent_s:
+            return True
         if look.mark != job.heartbeat_mark:
             fresh = job.heartbeat_at is not None and now - job.heartbeat_at < self._steady
             same = look.progress == job_progress(job)
@@ -245,6 +256,8 @@ class Watcher:
         if look.mark != job.heartbeat_mark:
             job.heartbeat_mark, job.heartbeat_at = look.mark, now
             job.progress = look.progress.model_dump(mode="json") if look.progress else None
+        if look.restart == job.restarts:  # else it was requeued meanwhile
+            job.spent_s = look.spent_s
         about = {"component": job.component, "job_id": job.slurm_job_id}
         since = job.heartbeat_at.isoformat() if job.heartbeat_at else None
         match self._judge(job, now):
@@ -275,6 +288,12 @@ def _read(host: Host, path: str, offset: int, length: int) -> bytes:
             stat_all(host, [path])  # raises where it is the host
         log.info("file_not_read", path=path, detail=error.detail)
         return b""
+
+
+def _spent(host: Host, path: str) -> int | None:
+    """Seconds that earlier starts took; None where their script's file says no such thing."""
+    text = _read(host, path, 0, 32).strip()
+    return int(text) if re.fullmatch(rb"\d{1,9}", text) else None
 
 
 def job_progress(job: JobRow) -> Progress | None:

@@ -60,6 +60,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
     job.unknown_since = (job.unknown_since or taken_at) if seen.state is JobState.UNKNOWN else None
     about = {"component": job.component, "job_id": job.slurm_job_id, "state": seen.state}
     if requeued:
+        job.spent_s = None  # what the start before took comes to it
         emit(session, run, "job_requeued", **about, restarts=job.restarts)
     if seen.state is JobState.UNKNOWN and before is not JobState.UNKNOWN:
         emit(session, run, "job_unknown", **about)

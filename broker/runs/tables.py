@@ -111,7 +111,9 @@ class SubmissionRow(Base):
 class JobRow(Base):
     """One component in one attempt. `name` is the unique key by which its Slurm job is found again.
 
-    `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started.
+    `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started. `spent_s`: seconds
+    of the time asked for that earlier starts took, as the script counts them (`names.spent_path`); null: not
+    read.
     `heartbeat_mark`: what the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker
     saw it. `stall_ended_at`: the broker ended it then for its silence. `gpu_idle`: what was told of GPUs
     that it leaves idle (`schemas.GpuIdle`); null: nothing, or that they are busy again.
@@ -152,6 +154,7 @@ class JobRow(Base):
     metrics: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     usual: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    spent_s: Mapped[int | None]
     heartbeat_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     heartbeat_mark: Mapped[str | None] = mapped_column(String(40))
     stalled_since: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -389,6 +389,7 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("progress", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("usual", sa.JSON(), nullable=True))
+        batch_op.add_column(sa.Column("spent_s", sa.Integer(), nullable=True))
         batch_op.add_column(
             sa.Column("heartbeat_at", broker.db.types.UTCDateTime(timezone=True), nullable=True)
         )
@@ -420,6 +421,7 @@ def downgrade() -> None:
         batch_op.drop_column("stalled_since")
         batch_op.drop_column("heartbeat_mark")
         batch_op.drop_column("heartbeat_at")
+        batch_op.drop_column("spent_s")
         batch_op.drop_column("usual")
         batch_op.drop_column("progress")
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from broker.cli import run_views
+from broker.cli.output import when
 
 NOW = datetime(2024, 5, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -154,3 +155,21 @@ def test_a_huge_run_is_shown_by_what_moves() -> None:
     jobs = [job(f"c{n}", "COMPLETED") for n in range(500)] + [job("busy", "RUNNING")]
     shown = text_of(run_views.run_view(run("running", *jobs), NOW, brief=True))
     assert "busy" in shown and "c17 " not in shown and "501 components: 500 COMPLETED, 1 RUNNING" in shown
+
+
+def test_what_a_job_is_expected_to_end_at_says_which_kind_of_end_it_is() -> None:
+    def shown(**fields: Any) -> str:
+        at, limit = "2024-05-03T14:30:00Z", "2024-05-02T14:30:00Z"
+        end = {"at": at, "limit": limit, "runs": None, "another_start": False, "more_starts": 0}
+        end |= {"kind": "likely", "source": "progress", "enough_time": True}
+        return run_views.progress(job("trainer", "RUNNING", progress=None, expected_end=end | fields))
+
+    at, limit = when("2024-05-03T14:30:00Z"), when("2024-05-02T14:30:00Z")
+    several = {"another_start": True, "more_starts": 2, "kind": "not_before"}
+    assert shown() == f"ends {at}"
+    assert shown(source="history", runs=4) == f"ends {at} as its last 4 did"
+    assert shown(enough_time=False) == f"ends {at}, its limit is {limit}"
+    assert shown(**several) == f"not before {at} (more starts: ≥ 2)"
+    assert shown(**several, enough_time=False).endswith("≥ 2), the time it asked for is too short")
+    assert shown(kind="at_latest", enough_time=None) == f"ends by {at}"
+    assert shown(kind="this_start_at_latest", another_start=True) == f"this start ends by {at}"

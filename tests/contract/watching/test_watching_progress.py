@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from broker.compiler.names import log_paths, spent_path
 from broker.db import utcnow
 from broker.runs.observation import Sighting
+from broker.runs.progress import Report, advance
 from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
@@ -96,13 +98,15 @@ def test_a_component_that_reports_nothing_ends_when_its_earlier_runs_did(desk: D
     assert desk.view()["expected_end"] is None
 
 
-def _ran_before(desk: Desk, took: timedelta) -> None:
+def _ran_before(desk: Desk, took: timedelta, **fields: object) -> None:
     run_id = desk.api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
     with desk.ctx.db.write() as session:
         for job in newest_jobs(session, run_id):
             job.state, job.started_at, job.ended_at = JobState.COMPLETED, utcnow() - took, utcnow()
             if job.component == "trainer":
                 job.ended_at = job.started_at + took
+                for name, value in fields.items():
+                    setattr(job, name, value)
 
 
 def test_the_limit_is_that_of_one_start_where_the_class_gives_no_more(tmp_path: Path) -> None:
@@ -112,3 +116,79 @@ def test_the_limit_is_that_of_one_start_where_the_class_gives_no_more(tmp_path: 
         end = job["expected_end"]
         took = datetime.fromisoformat(end["limit"]) - datetime.fromisoformat(job["started_at"])
         assert (took, end["another_start"], end["source"]) == (timedelta(seconds=600), True, "time_limit")
+        assert (end["kind"], end["more_starts"], end["enough_time"]) == ("this_start_at_latest", None, None)
+
+
+def _begins_again(desk: Desk, restarts: int, spent: str | None) -> None:
+    """Slurm has requeued the trainer and started it; its script has counted what earlier starts took."""
+    profile = desk.ctx.profile("main")
+    path = Path(spent_path(profile, desk.run_id, "trainer", 1))
+    if spent is not None:
+        path.write_text(f"{spent}\n")
+    desk.paths = log_paths(profile, desk.run_id, "trainer", 1, restarts)
+    Path(desk.paths.training).parent.mkdir(parents=True)
+    with desk.ctx.db.write() as session:
+        run = session.get_one(RunRow, desk.run_id)
+        job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
+        began = utcnow() - timedelta(seconds=100)
+        write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=restarts), utcnow())
+        seen = Sighting(JobState.RUNNING, restarts=restarts, started_at=began)
+        write_sighting(session, run, job, seen, utcnow())
+        job.progress = None
+
+
+def test_a_later_start_knows_what_earlier_ones_took_of_the_time_asked_for(tmp_path: Path) -> None:
+    """Two hours, ten minutes at a time."""
+    for desk in make_desk(tmp_path, classes={"training": {"max_wall_s": 600}}):
+        _begins_again(desk, 1, None)  # its node died: that start counts for nothing
+        assert desk.view()["expected_end"]["enough_time"] is None
+        desk.watcher.tick()
+        assert desk.job().spent_s == 0
+
+        _begins_again(desk, 2, "700")
+        assert desk.job().spent_s is None  # the first start's count is not this one's
+        desk.watcher.tick()
+        assert desk.job().spent_s == 700
+        desk.report(step=0, total=30)
+        desk.watcher.tick()
+        desk.change(lambda _run, job: _reported(job, fraction=0.1, after=timedelta(seconds=80)))
+        end, job = desk.view()["expected_end"], desk.job()
+        assert (end["kind"], end["source"], end["more_starts"]) == ("not_before", "progress", 1)
+        assert end["enough_time"] is True and "1 at least" in end["text"] and "적어도 1번" in end["text_ko"]
+        assert datetime.fromisoformat(end["at"]) == job.started_at + timedelta(seconds=800)
+
+        _begins_again(desk, 3, "6900")
+        desk.watcher.tick()
+        end = desk.view()["expected_end"]
+        took = datetime.fromisoformat(end["limit"]) - datetime.fromisoformat(desk.view()["started_at"])
+        assert (took, end["another_start"], end["kind"]) == (timedelta(seconds=300), False, "at_latest")
+
+        _begins_again(desk, 4, "no number")
+        desk.watcher.tick()
+        assert desk.job().spent_s is None and desk.view()["expected_end"]["another_start"] is True
+
+
+def _reported(job: JobRow, fraction: float, after: timedelta) -> None:
+    """The progress of a start that came so far in that time: no test waits for it."""
+    assert job.started_at is not None
+    first = advance(None, Report(0, 100, "step", 0.0), "file", job.started_at, job.restarts)
+    report = Report(100 * fraction, 100, "step", fraction)
+    job.progress = advance(first, report, "file", job.started_at + after, job.restarts).model_dump(
+        mode="json"
+    )
+
+
+def test_the_usual_time_of_what_took_several_starts_is_that_of_all_of_them(tmp_path: Path) -> None:
+    for desk in make_desk(tmp_path, classes={"training": {"max_wall_s": 600}}):
+        _ran_before(desk, timedelta(seconds=300), restarts=2, spent_s=1200)
+        _ran_before(desk, timedelta(seconds=300), restarts=2)  # what it took before is not known
+        _begins_again(desk, 1, "600")
+        desk.watcher.tick()
+        end, job = desk.view()["expected_end"], desk.job()
+        assert (end["kind"], end["source"], end["runs"], end["more_starts"]) == (
+            "not_before",
+            "history",
+            1,
+            1,
+        )
+        assert datetime.fromisoformat(end["at"]) == job.started_at + timedelta(seconds=900)
