@@ -147,18 +147,19 @@ def nodes_view(found: dict[str, Any]) -> RenderableType:
 
 
 def history_view(found: dict[str, Any]) -> RenderableType:
-    """A row per span and name, with a bar."""
+    """A row per span and name, with a bar; memory in GiB, as in the other tables."""
+    unit, scale = ("GiB", 1024) if found["unit"] == "MiB" else (found["unit"], 1)
     rows = [
         [
             when(point["at"]),
             series["name"],
-            f"{point['allocated']:.1f}",
-            used_text(point, 1),
-            f"{point['total']:.1f}" if point["total"] else "",
+            f"{point['allocated'] / scale:.1f}",
+            used_text(point, scale),
+            f"{point['total'] / scale:.1f}" if point["total"] else "",
             _bar(point),
         ]
         for series in found["series"]
         for point in series["points"]
     ]
-    titles = ("FROM", found["by"].upper(), f"ALLOCATED {found['unit']}>", "USED>", "TOTAL>", "")
+    titles = ("FROM", found["by"].upper(), f"ALLOCATED {unit}>", "USED>", "TOTAL>", "")
     return table(titles, rows, empty="Nothing was kept of this time.")

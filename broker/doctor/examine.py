@@ -94,13 +94,24 @@ def _examine(host: Host, cluster: ClusterSettings, with_jobs: bool) -> Iterator[
     try:
         capabilities = slurm.capabilities()
     except BrokerError as error:
-        yield Check("Slurm", "fail", error.detail, "Is slurmctld running? See: scontrol ping")
+        yield Check("Slurm", "fail", error.detail, _asking_remedy(error.detail))
         return
     yield from _configuration(host, slurm, capabilities, cluster)
     if cluster.run_as == "user":
         yield from guarded("acting for people", lambda: examine_people(host, cluster, capabilities.user))
     if with_jobs:
         yield from _trials(host, slurm, capabilities, cluster, facts.uid)
+
+
+def _asking_remedy(detail: str) -> str:
+    """sacct(1) asks slurmdbd before it says anything, all else asks slurmctld.
+
+    >>> _asking_remedy("login: sacct did not answer in time")
+    'Is slurmdbd running? See: sacctmgr ping, and its log'
+    """
+    if "sacct" in detail:
+        return "Is slurmdbd running? See: sacctmgr ping, and its log"
+    return "Is slurmctld running? See: scontrol ping"
 
 
 def key_checks(path: Path | None, mode: int | None) -> Iterator[Check]:

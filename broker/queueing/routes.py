@@ -29,7 +29,7 @@ def show_queue(
 ) -> Response:
     """What waits, in the order in which Slurm would start it, and why it waits; asks no cluster."""
     if cluster is not None and cluster not in ctx.settings.clusters:
-        raise NotFound(f"There is no cluster {cluster!r}")
+        raise NotFound(f"There is no cluster {cluster!r}; known: {', '.join(ctx.settings.clusters)}")
     view = list_queue(ctx, principal, cluster, limit, offset)
     # Dumped by pydantic's core: FastAPI would validate the whole of a long queue once more.
     return Response(view.model_dump_json(), media_type="application/json")

@@ -24,6 +24,7 @@ from broker.reports.spreadsheets import csv_of, jobs_csv
 from broker.reports.views import describe, view_report
 from broker.reports.wanted import EARLIEST, LATEST, Wanted, dimensions, scope_of
 from broker.slurm import SlurmState
+from broker.slurm.events import Lack
 
 router = APIRouter(prefix="/reports", tags=["reports"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
@@ -40,6 +41,7 @@ _FILES: dict[int | str, dict[str, Any]] = {
 }
 _MAX_BY = 4
 _DAYS = 30
+_NODE_STATES = (Lack.DOWN, Lack.DRAINED, Lack.PLANNED)
 _Filter = Annotated[str | None, Query(max_length=255)]
 Since = Annotated[date | None, Query(description="First day (UTC); unset: 30 days before `until`")]
 Until = Annotated[
@@ -58,7 +60,7 @@ async def wanted_report(
     qos: _Filter = None,
     gpu_type: _Filter = None,
     gpu_count: _Filter = None,
-    size: Annotated[str | None, Query(max_length=2, description="CPUs per job as a power of two")] = None,
+    size: Annotated[str | None, Query(max_length=255, description="CPUs per job as a power of two")] = None,
     wait: Annotated[
         str | None, Query(max_length=16, description=f"Eligible to start: {', '.join(wait_classes.NAMES)}")
     ] = None,
@@ -80,13 +82,13 @@ async def wanted_report(
         "partition": partition,
         "qos": qos,
         "gpu_type": gpu_type,
-        "gpu_count": gpu_count,
-        "size": size,
+        "gpu_count": _number_named("gpu_count", gpu_count, "a job's GPUs as a number: 4"),
+        "size": _number_named("size", size, "its CPUs as a power of two: 3 means 8 to 15 CPUs"),
         "wait": _wait_named(wait),
         "outcome": outcome_named(outcome),
         "node": node,
         "began": began,
-        "state": state,
+        "state": _state_named(state),
         "reason": reason,
         "account": account,
     }
@@ -120,6 +122,19 @@ def _wait_named(given: str | None) -> str | None:
         detail = f"There is no class of waits {given!r}; there are: {', '.join(wait_classes.NAMES)}"
         _refuse("?wait", "unknown_wait", detail)
     return given
+
+
+def _number_named(name: str, given: str | None, wanted: str) -> str | None:
+    if given is not None and not (given.isascii() and given.isdecimal()):
+        _refuse(f"?{name}", "not_a_number", f"There is no {name} {given!r}; write {wanted}")
+    return given
+
+
+def _state_named(given: str | None) -> str | None:
+    if given is not None and given.lower() not in _NODE_STATES:
+        detail = f"No node is {given!r} in this report; they are: {', '.join(_NODE_STATES)}"
+        _refuse("?state", "unknown_node_state", detail)
+    return given and given.lower()
 
 
 def _no_period(first: date, after: date) -> str:

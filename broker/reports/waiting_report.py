@@ -12,6 +12,7 @@ from broker.accounting.schemas import Source
 from broker.accounting.tables import AccountingJobRow
 from broker.accounting.waiting import Pending, load, waited
 from broker.accounting.waiting_tables import AccountingQueueRow
+from broker.advice.texts import span
 from broker.db import utcnow
 from broker.queueing.listing import explanations
 from broker.queueing.order import in_words
@@ -110,7 +111,7 @@ def _sums(job: Pending, eligible_at: int | None, why: Why, now: int) -> Sums:
 
 
 def asks_for(job: Pending) -> str:
-    """What a job asks for, in words: `4 tasks of a100 x 2, 64GB, 2 h`."""
+    """What a job asks for, in words: `4 tasks of a100 x 2, 64GB, 2h`."""
     wanted = in_words(
         {
             "gpu_type": job.gpu_type,
@@ -119,5 +120,5 @@ def asks_for(job: Pending) -> str:
             "memory_mib": job.mem_mib,
         }
     )
-    limit = "no time limit" if job.timelimit_s is None else f"{job.timelimit_s / 3600:.3g} h"
+    limit = "no time limit" if job.timelimit_s is None else span(job.timelimit_s)
     return f"{f'{job.tasks} tasks of ' if job.tasks > 1 else ''}{wanted}, {limit}"

@@ -136,7 +136,7 @@ def show_history(
 def check_cluster(ctx: Context, name: str) -> str:
     """The name of a configured cluster; `NotFound` for any other."""
     if name not in ctx.settings.clusters:
-        raise NotFound(f"There is no cluster {name!r}")
+        raise NotFound(f"There is no cluster {name!r}; known: {', '.join(ctx.settings.clusters)}")
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from typing_extensions import override
@@ -273,12 +273,25 @@ def _node(line: str) -> Node:
         used=used,
         memory_free_mib=int(row["FreeMem"]) if row.get("FreeMem", "").isdigit() else None,
         load=float(load) if re.fullmatch(r"\d+(\.\d+)?", load) else None,
-        reason=row.get("Reason", ""),
+        reason=_readable(row.get("Reason", "")),
         boot=moment(row.get("BootTime", "")),
         shared_gpus=_shared_gpus(row.get("GresUsed", "")),
     )
 
 
+def _readable(reason: str) -> str:
+    """A reason with the time of its setting as people write it: Slurm prints `[root@1795296585]` where
+    `SLURM_TIME_FORMAT` is `%s`.
+
+    >>> _readable("fan broken [root@1795296585]")
+    'fan broken [root@2026-11-21T21:29:45Z]'
+    """
+    return _SET_AT.sub(
+        lambda found: f"{found[1]}{datetime.fromtimestamp(int(found[2]), UTC):%FT%TZ}]", reason
+    )
+
+
+_SET_AT = re.compile(r"(\[[^\s@\[\]]+@)(\d{9,11})\]$")
 _SHARDS = re.compile(r"shard(?::([^:,()\s]+))?:\d+\(([^()]*)\)")
 
 

@@ -31,5 +31,5 @@ def run_sync(ctx: Ctx, principal: Admin, name: str, body: SyncRequest) -> SyncVi
 
 def _known(ctx: Context, name: str) -> str:
     if name not in ctx.settings.clusters:
-        raise NotFound(f"There is no cluster {name!r}")
+        raise NotFound(f"There is no cluster {name!r}; known: {', '.join(ctx.settings.clusters)}")
     return name

@@ -186,9 +186,9 @@ def test_the_longest_waiting_come_first_and_say_why(api: Api) -> None:
     assert "holds it in Slurm" in held["why"] and "보류" in held["why_ko"]
     assert (first["waited"], first["to_eligible"], first["since_eligible"]) == (172_800, 3600, 169_200)
     assert first["expected_start"] == "2026-11-21T15:00:00+00:00"
-    assert first["asks_for"] == "a100 x 2, 64GB, 2 h"
+    assert first["asks_for"] == "a100 x 2, 64GB, 2h"
     assert array["to_eligible"] is None, "accounting has not the job: unknown, never 0"
-    assert (array["gpus"], array["asks_for"]) == (8, "4 tasks of a100 x 2, 64GB, 2 h")
+    assert (array["gpus"], array["asks_for"]) == (8, "4 tasks of a100 x 2, 64GB, 2h")
     assert view["total"]["values"]["jobs"] == 3 and view["total"]["values"]["gpus"] == 12
     assert view["total"]["coverage"]["to_eligible"] == {"with_data": 2, "of": 3, "counted": "jobs"}
     assert view["sources"][0]["read_until"] == "2026-11-21T12:00:00Z"

@@ -191,6 +191,8 @@ def test_the_command_shows_amounts_nodes_and_use(
             assert words in call()
         assert run_id in call("--nodes") and "bad fan" in call("--state", "Drain")
         assert "a100" in call("--days", "1", "--by", "gpu_type")
+        memory = call("--days", "1", "--by", "partition", "--resource", "memory")
+        assert "ALLOCATED GiB" in memory and "1024.0" in memory, "amounts of memory are GiB in every table"
         assert json.loads(call("--days", "1", "--by", "tenant", "--json"))["series"][0]["name"] == "red"
         assert json.loads(call("--json"))["items"][0]["cluster"] == "main"
         for words in (("--by", "tenant"), ("--resource", "cpu"), ("--nodes", "--days", "1")):
