@@ -308,3 +308,20 @@ def test_the_past_is_changed_by_corrections_alone(api: Api) -> None:
     assert told(api, **OCTOBER) == before
     correct(api, wrong, "8")
     assert told(api, **OCTOBER) != before
+
+
+def test_a_wrong_day_is_mended_by_withdrawing_what_was_charged_and_entering_it_anew(api: Api) -> None:
+    later, before = enter(api, PRICES[1], PRICES[2])
+    right = PRICES[1] | {"valid_from": "2026-10-05"}
+    assert api.call("POST", "/prices", "root", json=right).status_code == 409
+    for one in (later, before):
+        withdraw(api, one, why="from the 5th on")
+    new, old = enter(api, right, PRICES[2])
+    cores = [line for line in invoice(api, user="bob") if line["resource"] == CORE]
+    assert {
+        (line["price"], line["since"], line["until"]) for line in cores if line["status"] == "charged"
+    } == {
+        (old, "2026-10-01", "2026-10-05"),
+        (new, "2026-10-05", "2026-11-01"),
+    }
+    assert {line["replaces"] for line in cores if line["status"] == "corrected"} == {later, before}
