@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.cli.options import Json, examples, group
-from broker.cli.output import emit, harmless, table
+from broker.cli.output import emit, harmless, table, when
 from broker.cli.server import open_database
 from broker.errors import Conflict
 
@@ -123,7 +123,7 @@ def _table(items: list[dict[str, Any]]) -> Any:
     rows = [
         (
             one["cluster"],
-            datetime.fromtimestamp(one["read_to"], UTC),
+            when(datetime.fromtimestamp(one["read_to"], UTC).isoformat()),
             one["lag_s"],
             one["jobs"],
             one["open"],
