@@ -14,35 +14,19 @@ from broker.costs.schemas import CostView, PriceCorrection, PriceList, PriceRequ
 from broker.costs.service import correct_price, list_prices, set_price, withdraw_price
 from broker.costs.usage import BY, COSTS, RUN
 from broker.costs.views import pricing_of, view_costs, view_run_cost
-from broker.errors import InvalidRequest, Problem
 from broker.identity import Permission, Principal
-from broker.reports.routes import MAX_LINES, Since, Until, outcome_named, period
+from broker.reports.asked import MAX_BY, MAX_LINES, Narrowed, refuse
 from broker.reports.wanted import PERIODS, Wanted, scope_of
 from broker.runs.views import find_run
 
 router = APIRouter(tags=["costs"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
 Admin = Annotated[Principal, Depends(requires(Permission.PRICES_MANAGE))]
-_MAX_BY = 4
-_Filter = Annotated[str | None, Query(max_length=255)]
 
 
-async def wanted_costs(
-    since: Since = None,
-    until: Until = None,
-    cluster: _Filter = None,
-    tenant: _Filter = None,
-    user: _Filter = None,
-    partition: _Filter = None,
-    qos: _Filter = None,
-    gpu_type: _Filter = None,
-    outcome: Annotated[str | None, Query(max_length=32, description="Slurm's state")] = None,
-) -> Wanted:
-    """The use that a request asks the costs of; raises `InvalidRequest`."""
-    given = {"cluster": cluster, "tenant": tenant, "user": user, "partition": partition, "qos": qos}
-    given |= {"gpu_type": gpu_type, "outcome": outcome_named(outcome)}
-    filters = {name: value for name, value in given.items() if value is not None}
-    return Wanted(COSTS, *period(since, until), COSTS.by, filters)
+async def wanted_costs(common: Narrowed) -> Wanted:
+    """The use that a request asks the costs of."""
+    return Wanted(COSTS, common.since, common.until, COSTS.by, common.filters)
 
 
 Asked = Annotated[Wanted, Depends(wanted_costs)]
@@ -58,7 +42,7 @@ def show_costs(
     principal: Reader,
     asked: Asked,
     by: Annotated[
-        list[str] | None, Query(max_length=_MAX_BY, description=f"Dimensions, in order: {', '.join(BY)}")
+        list[str] | None, Query(max_length=MAX_BY, description=f"Dimensions, in order: {', '.join(BY)}")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000,
     format: Annotated[
@@ -76,7 +60,7 @@ def show_costs(
         with ctx.db.read() as session:
             return view_costs(session, wanted, scope, settings, limit)
     if by is not None:
-        _refuse("?by", "invoice_by", "An invoice is by tenant and user: leave `by` out")
+        refuse("?by", "invoice_by", "An invoice is by tenant and user: leave `by` out")
     with ctx.db.read() as session:
         pricing = pricing_of(session, settings)
         invoiced = replace(asked, by=INVOICED)
@@ -147,13 +131,9 @@ def _checked(by: list[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(by))
     for name in names:
         if name not in BY:
-            _refuse(
+            refuse(
                 "?by", "unknown_dimension", f"Costs have no dimension {name!r}; there are: {', '.join(BY)}"
             )
     if RUN in names and set(names) & set(PERIODS):
-        _refuse("?by", "unknown_dimension", "Costs of runs are not split by time: narrow the period instead")
+        refuse("?by", "unknown_dimension", "Costs of runs are not split by time: narrow the period instead")
     return names
-
-
-def _refuse(pointer: str, code: str, detail: str) -> None:
-    raise InvalidRequest(detail, problems=[Problem(pointer, code, detail)])

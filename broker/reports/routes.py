@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -12,9 +11,9 @@ from fastapi.responses import StreamingResponse
 from broker.accounting import wait_classes
 from broker.api.pagination import Page, PageParams
 from broker.api.security import Ctx, requires
-from broker.db import utcnow
-from broker.errors import InvalidRequest, NotFound, Problem
+from broker.errors import NotFound
 from broker.identity import Permission, Principal
+from broker.reports.asked import MAX_BY, MAX_LINES, Filter, Narrowed, named, refuse
 from broker.reports.definitions import REPORTS
 from broker.reports.jobs import behind, page_of, pages_of
 from broker.reports.measures import Report
@@ -22,13 +21,11 @@ from broker.reports.parquet import MEDIA_TYPE, jobs_parquet, parquet_of
 from broker.reports.schemas import JobFacts, ReportList, ReportView
 from broker.reports.spreadsheets import csv_of, jobs_csv
 from broker.reports.views import describe, view_report
-from broker.reports.wanted import EARLIEST, LATEST, Wanted, dimensions, scope_of
-from broker.slurm import SlurmState
+from broker.reports.wanted import Wanted, dimensions, scope_of
 from broker.slurm.events import Lack
 
 router = APIRouter(prefix="/reports", tags=["reports"])
 Reader = Annotated[Principal, Depends(requires(Permission.REPORTS_READ))]
-MAX_LINES = 10_000
 _Format = Annotated[Literal["json", "csv", "parquet"], Query()]
 _TYPES = {"csv": "text/csv; charset=utf-8", "parquet": MEDIA_TYPE}
 _FILES: dict[int | str, dict[str, Any]] = {
@@ -39,33 +36,18 @@ _FILES: dict[int | str, dict[str, Any]] = {
         }
     }
 }
-_MAX_BY = 4
-_DAYS = 30
 _NODE_STATES = (Lack.DOWN, Lack.DRAINED, Lack.PLANNED)
-_Filter = Annotated[str | None, Query(max_length=255)]
-Since = Annotated[date | None, Query(description="First day (UTC); unset: 30 days before `until`")]
-Until = Annotated[
-    date | None, Query(description="First day (UTC) not in it; unset: tomorrow, so today is in it")
-]
 
 
 async def wanted_report(
     report: str,
-    since: Since = None,
-    until: Until = None,
-    cluster: _Filter = None,
-    tenant: _Filter = None,
-    user: _Filter = None,
-    partition: _Filter = None,
-    qos: _Filter = None,
-    gpu_type: _Filter = None,
-    gpu_count: _Filter = None,
+    common: Narrowed,
+    gpu_count: Filter = None,
     size: Annotated[str | None, Query(max_length=255, description="CPUs per job as a power of two")] = None,
     wait: Annotated[
         str | None, Query(max_length=16, description=f"Eligible to start: {', '.join(wait_classes.NAMES)}")
     ] = None,
-    outcome: Annotated[str | None, Query(max_length=32, description="Slurm's state")] = None,
-    node: _Filter = None,
+    node: Filter = None,
     began: Annotated[str | None, Query(max_length=32, description="When a node's event began (UTC)")] = None,
     state: Annotated[str | None, Query(max_length=32, description="`down`, `drained` or `planned`")] = None,
     reason: Annotated[str | None, Query(max_length=255, description="Of a node's event")] = None,
@@ -76,72 +58,39 @@ async def wanted_report(
     if found is None:
         raise NotFound(f"There is no report {report[:64]!r}; there are: {', '.join(REPORTS)}")
     given = {
-        "cluster": cluster,
-        "tenant": tenant,
-        "user": user,
-        "partition": partition,
-        "qos": qos,
-        "gpu_type": gpu_type,
         "gpu_count": _number_named("gpu_count", gpu_count, "a job's GPUs as a number: 4"),
         "size": _number_named("size", size, "its CPUs as a power of two: 3 means 8 to 15 CPUs"),
         "wait": _wait_named(wait),
-        "outcome": outcome_named(outcome),
         "node": node,
         "began": began,
         "state": _state_named(state),
         "reason": reason,
         "account": account,
     }
-    filters = {name: value for name, value in given.items() if value is not None}
+    filters = {**common.filters, **named(given)}
     _check_dimensions(found, list(filters), "")
-    return Wanted(found, *period(since, until), found.by, filters)
-
-
-def period(since: date | None, until: date | None) -> tuple[date, date]:
-    """The period that a request names, or the last 30 days; raises `InvalidRequest`."""
-    after = until or utcnow().date() + timedelta(days=1)
-    first = since or after - timedelta(days=_DAYS)
-    if not EARLIEST <= first < after <= LATEST:
-        _refuse("?since", "invalid_period", _no_period(first, after))
-    return first, after
-
-
-def outcome_named(given: str | None) -> str | None:
-    """The state that a filter means, in Slurm's spelling; raises `InvalidRequest` for what is none."""
-    if given is None:
-        return None
-    if (state := given.upper()) not in SlurmState.__members__:
-        ends = ", ".join(state for state in SlurmState if state.finished)
-        _refuse("?outcome", "unknown_outcome", f"Slurm has no state {given!r}; jobs end as: {ends}")
-    return state
+    return Wanted(found, common.since, common.until, found.by, filters)
 
 
 def _wait_named(given: str | None) -> str | None:
     """The class of waits that a filter names; raises `InvalidRequest` for what is none."""
     if given is not None and given not in wait_classes.NAMES:
         detail = f"There is no class of waits {given!r}; there are: {', '.join(wait_classes.NAMES)}"
-        _refuse("?wait", "unknown_wait", detail)
+        refuse("?wait", "unknown_wait", detail)
     return given
 
 
 def _number_named(name: str, given: str | None, wanted: str) -> str | None:
     if given is not None and not (given.isascii() and given.isdecimal()):
-        _refuse(f"?{name}", "not_a_number", f"There is no {name} {given!r}; write {wanted}")
+        refuse(f"?{name}", "not_a_number", f"There is no {name} {given!r}; write {wanted}")
     return given
 
 
 def _state_named(given: str | None) -> str | None:
     if given is not None and given.lower() not in _NODE_STATES:
         detail = f"No node is {given!r} in this report; they are: {', '.join(_NODE_STATES)}"
-        _refuse("?state", "unknown_node_state", detail)
+        refuse("?state", "unknown_node_state", detail)
     return given and given.lower()
-
-
-def _no_period(first: date, after: date) -> str:
-    said = f"{first} to {after} is no period"
-    if first < after:
-        return f"{said}: it begins on {EARLIEST} or later and ends by {LATEST}"
-    return f"{said}: name a since before until"
 
 
 Asked = Annotated[Wanted, Depends(wanted_report)]
@@ -162,7 +111,7 @@ def show_report(
     ctx: Ctx,
     principal: Reader,
     asked: Asked,
-    by: Annotated[list[str] | None, Query(max_length=_MAX_BY, description="Dimensions, in order")] = None,
+    by: Annotated[list[str] | None, Query(max_length=MAX_BY, description="Dimensions, in order")] = None,
     sort: Annotated[
         str | None, Query(max_length=32, description="Measure that orders the lines, most first")
     ] = None,
@@ -178,7 +127,7 @@ def show_report(
     _check_dimensions(asked.report, chosen, "/by")
     measures = [measure.name for measure in asked.report.measures]
     if sort is not None and sort not in measures:
-        _refuse(
+        refuse(
             "?sort", "unknown_measure", f"There is no measure {sort!r} here; there are: {', '.join(measures)}"
         )
     wanted = replace(asked, by=chosen, sort=sort, quotas=ctx.settings.quotas)
@@ -223,8 +172,4 @@ def _check_dimensions(report: Report, names: list[str] | tuple[str, ...], pointe
     for name in names:
         if name not in known:
             detail = f"{report.name} has no dimension {name!r}; it has: {', '.join(known)}"
-            _refuse("?by" if pointer else f"?{name}", "unknown_dimension", detail)
-
-
-def _refuse(pointer: str, code: str, detail: str) -> None:
-    raise InvalidRequest(detail, problems=[Problem(pointer, code, detail)])
+            refuse("?by" if pointer else f"?{name}", "unknown_dimension", detail)

@@ -33,7 +33,7 @@ def problem_codes():
     for path in sorted((ROOT / "broker").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                at = {"Problem": 1, "_refuse": 1, "_reject": 0}.get(node.func.id)
+                at = {"Problem": 1, "_refuse": 1, "refuse": 1, "_reject": 0}.get(node.func.id)
                 if at is not None and len(node.args) > at and isinstance(node.args[at], ast.Constant):
                     yield path.name, node.args[at].value
             if isinstance(node, ast.ClassDef):
