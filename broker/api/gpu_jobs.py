@@ -22,7 +22,7 @@ from broker.errors import InvalidRequest, InvalidSpec, NotFound, Problem
 from broker.identity import Permission, Principal
 from broker.pipelines.service import store_parsed
 from broker.pipelines.tables import PipelineRow
-from broker.runs.logs import Stream, read_log
+from broker.runs.logs import LogChoice, Stream, read_log
 from broker.runs.schemas import JobView, LogChunk, RunRequest, RunView
 from broker.runs.service import create_run
 from broker.runs.states import RunState
@@ -164,7 +164,8 @@ def show_logs(
 ) -> LogChunk:
     """A piece of the job's log, while it runs or afterwards; go on at `next_offset`."""
     _find(ctx, principal, job_id)
-    return read_log(ctx, principal, job_id, COMPONENT, stream=stream, offset=offset, limit=limit)
+    choice = LogChoice(job_id, COMPONENT, stream=stream, offset=offset)
+    return read_log(ctx, principal, choice, limit)
 
 
 def _spec(body: GpuJobRequest, principal: Principal, default_image: str | None) -> tuple[PipelineSpec, str]:

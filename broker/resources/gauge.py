@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
 
 from broker.compiler.names import gpu_samples
 from broker.context import Context
@@ -27,9 +26,9 @@ from broker.resources.idle import Standing
 from broker.resources.idling import follow_gpus, rule_of, tell
 from broker.resources.job_usage import Taken, forget_usage, keep_usage
 from broker.resources.usage import CpuMeter, GpuUse, JobUse, Source, choose, slurm_use, with_slurm
-from broker.runs.states import JobState
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.tables import JobRow
 from broker.runs.telemetry import contained, slurm_call
+from broker.runs.views import running_jobs
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, StepUsage
 
 log = structlog.get_logger("broker.resources")
@@ -97,18 +96,9 @@ class Gauge:
         self._keep(now, taken, [job for job, _ in running])
 
     def _running(self) -> list[tuple[JobRow, str | None]]:
-        query = (
-            select(JobRow, RunRow.unix_account)
-            .join(RunRow, RunRow.id == JobRow.run_id)
-            .where(
-                RunRow.cluster == self._cluster,
-                JobRow.state == JobState.RUNNING,
-                JobRow.slurm_job_id.is_not(None),
-                JobRow.started_at.is_not(None),
-            )
-        )
         with self._ctx.db.read() as session:
-            return [(job, account) for job, account in session.execute(query)]
+            running = running_jobs(session, self._cluster)
+        return [(job, account) for job, account in running if job.slurm_job_id is not None]
 
     def _dcgm(self, now: datetime) -> dict[int, Sequence[GpuUse]]:
         url = self._settings.prometheus_url

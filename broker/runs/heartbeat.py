@@ -35,6 +35,7 @@ from broker.runs.progress import FILE_LIMIT, Progress, Report, advance, read_fil
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
 from broker.runs.telemetry import contained
+from broker.runs.views import running_jobs
 
 log = structlog.get_logger("broker.heartbeat")
 
@@ -141,18 +142,9 @@ class Watcher:
                     break
 
     def _running(self) -> list[tuple[JobRow, str | None]]:
-        query = (
-            select(JobRow, RunRow.unix_account)
-            .join(RunRow, RunRow.id == JobRow.run_id)
-            .where(
-                RunRow.cluster == self._cluster,
-                JobRow.state == JobState.RUNNING,
-                JobRow.started_at.is_not(None),
-                JobRow.reap.is_(False),
-            )
-        )
         with self._ctx.db.read() as session:
-            return [(job, account) for job, account in session.execute(query)]
+            running = running_jobs(session, self._cluster)
+        return [(job, account) for job, account in running if not job.reap]
 
     def _pause_what_does_not_run(self) -> None:
         """A suspended job can't give a sign: its silence begins anew when it goes on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, WebSocket
@@ -17,9 +18,9 @@ from broker.context import Context
 from broker.errors import BrokerError, InvalidRequest, Problem
 from broker.identity import Permission, Principal
 from broker.runs.log_lines import Level, Wanted
-from broker.runs.logs import Stream, read_lines, read_log
+from broker.runs.logs import LogChoice, Stream, read_lines, read_log
 from broker.runs.schemas import LogChunk, LogLines
-from broker.runs.streams import LogChoice, follow_log, log_frame
+from broker.runs.streams import follow_log, log_frame
 
 router = APIRouter(prefix="/runs/{run_id}/components/{component}/logs", tags=["runs"])
 Reader = Annotated[Principal, Depends(requires(Permission.RUNS_READ))]
@@ -37,48 +38,40 @@ Text = Annotated[
 ]
 
 
+async def chosen_log(
+    run_id: str, component: str, attempt: Attempt = None, stream: Which = "output", offset: Offset = 0
+) -> LogChoice:
+    """The log that a request names, all of its lines."""
+    return LogChoice(run_id, component, attempt, stream, offset)
+
+
+async def chosen_lines(
+    log: Annotated[LogChoice, Depends(chosen_log)], level: Least = Level.DEBUG, q: Text = ""
+) -> LogChoice:
+    """The lines of it that a request asks for."""
+    return replace(log, wanted=Wanted(level, q))
+
+
 @router.get("")
 def show_log(
-    run_id: str,
-    component: str,
     ctx: Ctx,
     principal: Reader,
-    attempt: Attempt = None,
-    stream: Which = "output",
-    offset: Offset = 0,
+    choice: Annotated[LogChoice, Depends(chosen_log)],
     limit: Annotated[int, Query(ge=1, le=4 << 20, description="Bytes at most")] = 256 * 1024,
 ) -> LogChunk:
     """A piece of a component's log, while it runs or afterwards; go on at `next_offset`."""
-    return read_log(
-        ctx, principal, run_id, component, attempt=attempt, stream=stream, offset=offset, limit=limit
-    )
+    return read_log(ctx, principal, choice, limit)
 
 
 @router.get("/lines")
 def search_log(
-    run_id: str,
-    component: str,
     ctx: Ctx,
     principal: Reader,
-    attempt: Attempt = None,
-    stream: Which = "output",
-    offset: Offset = 0,
-    level: Least = Level.DEBUG,
-    q: Text = "",
+    choice: Annotated[LogChoice, Depends(chosen_lines)],
     limit: Annotated[int, Query(ge=1, le=1000, description="Lines at most")] = 200,
 ) -> LogLines:
     """Search a log by text and level; at most 16 MiB are looked through at once, go on at `next_offset`."""
-    return read_lines(
-        ctx,
-        principal,
-        run_id,
-        component,
-        attempt=attempt,
-        stream=stream,
-        offset=offset,
-        wanted=Wanted(level, q),
-        limit=limit,
-    )
+    return read_lines(ctx, principal, choice, limit)
 
 
 @router.get(
@@ -87,18 +80,12 @@ def search_log(
     responses=EVENT_STREAM,
 )
 async def stream_log(
-    run_id: str,
-    component: str,
     ctx: Ctx,
     auth: Auth,
     credentials: Credentials,
     principal: Reader,
     streams: Streams,
-    attempt: Attempt = None,
-    stream: Which = "output",
-    offset: Offset = 0,
-    level: Least = Level.DEBUG,
-    q: Text = "",
+    choice: Annotated[LogChoice, Depends(chosen_lines)],
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^\d{1,13}$")] = None,
 ) -> StreamingResponse:
     """The same live, as server-sent events, until the log is complete; resumes at `Last-Event-ID`.
@@ -106,8 +93,8 @@ async def stream_log(
     The token is checked all the while: the stream ends when it does.
     """
     assert credentials is not None  # `Reader` has refused a request without
-    place = offset if last_event_id is None else int(last_event_id)
-    choice = LogChoice(run_id, component, attempt, stream, place, Wanted(level, q))
+    if last_event_id is not None:
+        choice = replace(choice, offset=int(last_event_id))
     news = follow_log(ctx, reader(auth, credentials), choice)
     first = await anext(news)  # a run that is not visible is a 404, not a broken stream
 

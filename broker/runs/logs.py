@@ -29,6 +29,20 @@ EVERYTHING = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
+class LogChoice:
+    """Which log is read (`attempt` None: the newest), from which byte on (negative: from the end), and which
+    of its lines, where it is read by line.
+    """
+
+    run_id: str
+    component: str
+    attempt: int | None = None
+    stream: Stream = "output"
+    offset: int = 0
+    wanted: Wanted = EVERYTHING
+
+
+@dataclass(frozen=True, slots=True)
 class OpenLog:
     """A log as it is now. `read(start, length)` gives its bytes; `over`: it will not grow any more."""
 
@@ -44,16 +58,9 @@ class OpenLog:
         return max(0, self.size + offset) if offset < 0 else min(offset, self.size)
 
 
-def open_log(
-    ctx: Context,
-    principal: Principal,
-    run_id: str,
-    component: str,
-    *,
-    attempt: int | None = None,
-    stream: Stream = "output",
-) -> OpenLog:
+def open_log(ctx: Context, principal: Principal, choice: LogChoice) -> OpenLog:
     """A component's log where it lies now: the object store once it is stored there, else the cluster."""
+    run_id, component, attempt = choice.run_id, choice.component, choice.attempt
     with ctx.db.read() as session:
         run = find_run(session, principal, run_id)
         jobs = newest_jobs(session, run_id) if attempt is None else attempt_jobs(session, run_id, attempt)
@@ -62,34 +69,26 @@ def open_log(
         names = ", ".join(job.component for job in jobs)
         detail = f"The run has no component {component!r} in this attempt; it has: {names or 'none'}"
         raise InvalidRequest(detail, problems=[Problem("/component", "unknown_component", detail)])
-    return _in_store(ctx, job, stream) if job.storing == "stored" else _on_cluster(ctx, run, job, stream)
+    if job.storing == "stored":
+        return _in_store(ctx, job, choice.stream)
+    return _on_cluster(ctx, run, job, choice.stream)
 
 
-def read_log(
-    ctx: Context,
-    principal: Principal,
-    run_id: str,
-    component: str,
-    *,
-    attempt: int | None = None,
-    stream: Stream = "output",
-    offset: int = 0,
-    limit: int = 256 * 1024,
-) -> LogChunk:
-    """A piece of a component's log from byte `offset`; a negative one counts from the end.
+def read_log(ctx: Context, principal: Principal, choice: LogChoice, limit: int = 256 * 1024) -> LogChunk:
+    """A piece of a component's log of at most `limit` bytes, whatever lines are wanted.
 
     An offset beyond the end gives an empty piece, so a follower asks again with `next_offset`. The text is
     cut between characters, not within one: `next_offset` says where.
     """
-    found = open_log(ctx, principal, run_id, component, attempt=attempt, stream=stream)
-    start = found.begin(offset)
+    found = open_log(ctx, principal, choice)
+    start = found.begin(choice.offset)
     data = b"".join(found.read(start, limit)) if start < found.size else b""
     whole = start + len(data) >= found.size and found.over
     kept = data if whole else whole_characters(data)
     return LogChunk(
         component=found.job.component,
         attempt=found.job.attempt,
-        stream=stream,
+        stream=choice.stream,
         offset=start,
         next_offset=start + len(kept),
         size=max(found.size, start + len(kept)),
@@ -99,31 +98,20 @@ def read_log(
     )
 
 
-def read_lines(
-    ctx: Context,
-    principal: Principal,
-    run_id: str,
-    component: str,
-    *,
-    attempt: int | None = None,
-    stream: Stream = "output",
-    offset: int = 0,
-    wanted: Wanted = EVERYTHING,
-    limit: int = 200,
-) -> LogLines:
-    """At most `limit` wanted lines from byte `offset` on, out of at most `SCAN` bytes of the log.
+def read_lines(ctx: Context, principal: Principal, choice: LogChoice, limit: int = 200) -> LogLines:
+    """At most `limit` wanted lines from byte `choice.offset` on, out of at most `SCAN` bytes of the log.
 
     In memory are one block and the lines found, however long the log is. A line that is still being
     written is left for the next call. An offset within a line begins a line there.
     """
-    found = open_log(ctx, principal, run_id, component, attempt=attempt, stream=stream)
-    start = place = found.begin(offset)
+    found = open_log(ctx, principal, choice)
+    start = place = found.begin(choice.offset)
     kept: list[LogLine] = []
     room = ANSWER
     if start < found.size:
         for block, at, before in _blocks(found, start):
             place = at + len(block)
-            for line in lines(block, at, wanted, before):
+            for line in lines(block, at, choice.wanted, before):
                 kept.append(_line(line))
                 room -= len(line.data)
                 if len(kept) >= limit or room <= 0:
@@ -135,7 +123,7 @@ def read_lines(
     return LogLines(
         component=found.job.component,
         attempt=found.job.attempt,
-        stream=stream,
+        stream=choice.stream,
         offset=start,
         next_offset=place,
         size=max(found.size, place),

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 
@@ -18,8 +18,8 @@ from broker.api.sockets import Who
 from broker.context import Context
 from broker.identity import Principal
 from broker.runs.events import events_after
-from broker.runs.log_lines import LINE_LIMIT, Wanted
-from broker.runs.logs import EVERYTHING, Stream, read_lines
+from broker.runs.log_lines import LINE_LIMIT
+from broker.runs.logs import LogChoice, read_lines
 from broker.runs.schemas import LogLines
 from broker.runs.states import RunState
 from broker.runs.views import find_run
@@ -69,18 +69,6 @@ async def event_stream(ctx: Context, who: Who, run_id: str, after: int) -> Async
         frames, over = await run_in_threadpool(look, await who(), after)
 
 
-@dataclass(frozen=True, slots=True)
-class LogChoice:
-    """Which log a stream follows, from which byte on (negative: from the end), and which of its lines."""
-
-    run_id: str
-    component: str
-    attempt: int | None = None
-    stream: Stream = "output"
-    offset: int = 0
-    wanted: Wanted = EVERYTHING
-
-
 async def follow_log(ctx: Context, who: Who, choice: LogChoice) -> AsyncIterator[LogLines | None]:
     """The wanted lines as they come, until the log is complete; None when nothing came for a while.
 
@@ -90,18 +78,8 @@ async def follow_log(ctx: Context, who: Who, choice: LogChoice) -> AsyncIterator
     offset, quiet_since, first = choice.offset, time.monotonic(), True
     while True:
         principal = await who()
-        found = await run_in_threadpool(
-            read_lines,
-            ctx,
-            principal,
-            choice.run_id,
-            choice.component,
-            attempt=choice.attempt,
-            stream=choice.stream,
-            offset=offset,
-            wanted=choice.wanted,
-            limit=LOG_LINES,
-        )
+        place = replace(choice, offset=offset)
+        found = await run_in_threadpool(read_lines, ctx, principal, place, LOG_LINES)
         offset, left = found.next_offset, found.size - found.next_offset
         if found.lines or found.complete or first:
             first, quiet_since = False, time.monotonic()

@@ -120,6 +120,16 @@ def newest_jobs(session: Session, run_id: str) -> list[JobRow]:
     return list(newest.values())
 
 
+def running_jobs(session: Session, cluster: str) -> list[tuple[JobRow, str | None]]:
+    """The jobs of a cluster that run, each with the Unix account it belongs to (None: the broker's own)."""
+    query = (
+        select(JobRow, RunRow.unix_account)
+        .join(RunRow, RunRow.id == JobRow.run_id)
+        .where(RunRow.cluster == cluster, JobRow.state == JobState.RUNNING, JobRow.started_at.is_not(None))
+    )
+    return [(job, account) for job, account in session.execute(query)]
+
+
 def summarise(session: Session, runs: Sequence[RunRow]) -> list[RunSummary]:
     """Runs as list entries: three queries, however many runs."""
     ids = [run.id for run in runs]

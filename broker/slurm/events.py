@@ -97,20 +97,16 @@ class NodeEvents(_Remembered[NodeEvent]):
 
     @override
     def made(self, row: dict[str, str]) -> NodeEvent:
-        return _event(row)
-
-
-def _event(row: dict[str, str]) -> NodeEvent:
-    return NodeEvent(
-        node=row["NodeName"],
-        start_at=int(row["TimeStart"]),
-        end_at=_end(row["TimeEnd"]),
-        lack=_lack(row["NodeName"], row["State"], int(row["StateRaw"])),
-        state=row["State"],
-        tres=parse_tres(row["TRES"]),
-        user=re.sub(r"\(\d+\)$", "", row["User"]),
-        reason=row["Reason"],
-    )
+        return NodeEvent(
+            node=row["NodeName"],
+            start_at=int(row["TimeStart"]),
+            end_at=_end(row["TimeEnd"]),
+            lack=_lack(row["NodeName"], row["State"], int(row["StateRaw"])),
+            state=row["State"],
+            tres=parse_tres(row["TRES"]),
+            user=re.sub(r"\(\d+\)$", "", row["User"]),
+            reason=row["Reason"],
+        )
 
 
 def _lack(node: str, state: str, raw: int) -> Lack:
@@ -153,20 +149,16 @@ class Reservations(_Remembered[ReservationRecord]):
 
     @override
     def made(self, row: dict[str, str]) -> ReservationRecord:
-        return _reservation(row)
-
-
-def _reservation(row: dict[str, str]) -> ReservationRecord:
-    return ReservationRecord(
-        number=int(row["ID"]),
-        name=row["Name"],
-        start_at=int(row["TimeStart"]),
-        end_at=_end(row["TimeEnd"]),
-        nodes=row["NodeNames"],
-        flags=frozenset(filter(None, row["Flags"].split(","))),
-        tres=parse_tres(row["TRES"]),
-        unused_s=float(row["UnusedWall"] or 0),
-    )
+        return ReservationRecord(
+            number=int(row["ID"]),
+            name=row["Name"],
+            start_at=int(row["TimeStart"]),
+            end_at=_end(row["TimeEnd"]),
+            nodes=row["NodeNames"],
+            flags=frozenset(filter(None, row["Flags"].split(","))),
+            tres=parse_tres(row["TRES"]),
+            unused_s=float(row["UnusedWall"] or 0),
+        )
 
 
 def _rows(text: str, begins: re.Pattern[str], columns: int) -> tuple[list[list[str]], list[str]]:

@@ -123,7 +123,7 @@ def test_a_log_that_grows_all_the_time_is_looked_at_once_in_a_while(
         return desk.ann
 
     async def follow() -> None:
-        following = streams.follow_log(desk.ctx, ann, streams.LogChoice(desk.run_id, "trainer"))
+        following = streams.follow_log(desk.ctx, ann, logs.LogChoice(desk.run_id, "trainer"))
         for _ in range(5):
             found = await anext(following)
             assert found is not None and found.lines
@@ -160,9 +160,9 @@ def test_a_long_log_is_searched_in_little_memory(desk: Desk, monkeypatch: pytest
     tracemalloc.start()
     try:
         for _ in range(2 * size // logs.SCAN):
-            piece = logs.read_lines(
-                desk.ctx, desk.ann, desk.run_id, "trainer", offset=place, wanted=Wanted(Level.DEBUG, "needle")
-            )
+            needle = Wanted(Level.DEBUG, "needle")
+            choice = logs.LogChoice(desk.run_id, "trainer", offset=place, wanted=needle)
+            piece = logs.read_lines(desk.ctx, desk.ann, choice)
             found += piece.lines
             if piece.next_offset == place:
                 break
