@@ -1,7 +1,8 @@
 """The sums of the days made anew from the jobs, while the worker goes on adding to them.
 
-Part by part, a fortnight each: what the days' sums should be and what they are is read at one moment (a
-snapshot, which holds up nobody), and the difference is added to each day in a short transaction of its own. A
+Part by part, a fortnight each, or as many as have few jobs together (the jobs are read through once for each
+part): what the days' sums should be and what they are is read at one moment (a snapshot, which holds up
+nobody), and the difference is added to each day in a short transaction of its own. A
 job that is stored or changes meanwhile adds its own difference; sums commute, so neither has to know of the
 other. Readers see a day as it was or as it should be, nothing in between. Where it ends early, some days are
 right and the others as they were; made anew once more, only these change.
@@ -13,13 +14,14 @@ waits for its end.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
-from sqlalchemy import Table, and_, or_, select
+from sqlalchemy import Table, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -35,8 +37,10 @@ from broker.db import Database
 from broker.db.leases import Lease, LeaseRow, acquire, release, renew
 from broker.db.locks import exclusive
 
-PART_DAYS: Final = 14
-"""Days made at a time: their sums are in memory, and the jobs are read through once for them."""
+FORTNIGHT: Final = 14
+"""Days that are made at a time at least."""
+MOST_JOBS = 20_000
+"""Jobs of a part of several fortnights, at most: their sums are in memory, a few KiB each."""
 PACKED_DAYS: Final = 5
 TTL_S: Final = 30.0
 """How long one that was killed keeps others from beginning."""
@@ -59,6 +63,22 @@ class Progress:
     jobs: int
     changed: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Days that are made at a time: from `first` on, before `after` (since the epoch). `fortnights`: those of
+    them that have anything.
+    """
+
+    first: int
+    after: int
+    fortnights: int
+
+    @property
+    def days(self) -> tuple[date, date]:
+        """Its first day, and the first after it."""
+        return date.fromordinal(_EPOCH + self.first), date.fromordinal(_EPOCH + self.after)
 
 
 @dataclass(slots=True)
@@ -109,8 +129,8 @@ def rebuild(
     with _alone(db, cluster, holder, waits) as kept:
         with _snapshot(db) as session:
             parts = _parts(session, cluster)
-        done = Progress(0, len(parts) * PART_DAYS, 0, 0, 0.0)
-        for number, part in enumerate(parts, 1):
+        done = Progress(0, sum(part.fortnights for part in parts) * FORTNIGHT, 0, 0, 0.0)
+        for part in parts:
             with _snapshot(db) as session:
                 errors = _errors(session, cluster, part, kept)
             changed = 0
@@ -121,8 +141,9 @@ def rebuild(
                     _correct(session, cluster, day, sums)
                 changed += 1
             _pack(db, cluster, part, kept)
+            days = done.days + part.fortnights * FORTNIGHT
             jobs, wrong = done.jobs + errors.jobs, done.changed + changed
-            done = Progress(number * PART_DAYS, done.of, jobs, wrong, time.monotonic() - began)
+            done = Progress(days, done.of, jobs, wrong, time.monotonic() - began)
             tell(done)
     return done
 
@@ -153,32 +174,47 @@ def _snapshot(db: Database) -> Iterator[Session]:
         yield session
 
 
-def _parts(session: Session, cluster: str) -> list[int]:
-    """The fortnights (since the epoch) that any job touches, or that have sums, in order."""
-    row, width = AccountingJobRow, PART_DAYS * DAY_S
+def _parts(session: Session, cluster: str) -> list[Part]:
+    """The days that any job touches, or that have sums, in order."""
+    parts: list[Part] = []
+    room = 0
+    for number, jobs in sorted(_fortnights(session, cluster).items()):
+        begin = number * FORTNIGHT
+        if parts and jobs <= room:
+            room -= jobs
+            parts[-1] = Part(parts[-1].first, begin + FORTNIGHT, parts[-1].fortnights + 1)
+        else:
+            room = MOST_JOBS - jobs
+            parts.append(Part(begin, begin + FORTNIGHT, 1))
+    return parts
+
+
+def _fortnights(session: Session, cluster: str) -> Counter[int]:
+    """The fortnights (since the epoch) that any job touches, or that have sums, with how many jobs do."""
+    row, width = AccountingJobRow, FORTNIGHT * DAY_S
     query = select(
-        row.submit_at // width, row.end_at // width, row.start_at // width, row.counted_to // width
-    )
-    found: set[int] = set()
-    for submit, end, start, counted in session.execute(query.where(row.cluster == cluster).distinct()):
-        found |= {part for part in (submit, end) if part is not None}
+        (row.submit_at // width).label("of_submit"),
+        (row.end_at // width).label("of_end"),
+        (row.start_at // width).label("of_start"),
+        (row.counted_to // width).label("of_counted"),
+        func.count(),
+    ).where(row.cluster == cluster)
+    query = query.group_by("of_submit", "of_end", "of_start", "of_counted")
+    found: Counter[int] = Counter()
+    for submit, end, start, counted, jobs in session.execute(query):
+        touched = {number for number in (submit, end) if number is not None}
         if start is not None:
-            found |= set(range(start, (counted if counted is not None else start) + 1))
+            touched |= set(range(start, (counted if counted is not None else start) + 1))
+        found.update(dict.fromkeys(touched, jobs))
     for table in (_DAYS, _WAITS):
         days = session.scalars(select(table.c.day).where(table.c.cluster == cluster).distinct())
-        found |= {(day.toordinal() - _EPOCH) // PART_DAYS for day in days}
-    return sorted(found)
+        found.update(dict.fromkeys({(day.toordinal() - _EPOCH) // FORTNIGHT for day in days}, 0))
+    return found
 
 
-def _days_of(part: int) -> tuple[date, date]:
-    """A part's first day, and the first after it."""
-    first = _EPOCH + part * PART_DAYS
-    return date.fromordinal(first), date.fromordinal(first + PART_DAYS)
-
-
-def _errors(session: Session, cluster: str, part: int, kept: _Kept) -> Errors:
+def _errors(session: Session, cluster: str, part: Part, kept: _Kept) -> Errors:
     """What is wrong with the sums of a part's days at one moment."""
-    begin, end = part * PART_DAYS * DAY_S, (part + 1) * PART_DAYS * DAY_S
+    begin, end = part.first * DAY_S, part.after * DAY_S
     sums, jobs = Sums(), 0
     row = _JOBS.c
     touching = or_(
@@ -192,7 +228,7 @@ def _errors(session: Session, cluster: str, part: int, kept: _Kept) -> Errors:
         for job in page:
             sums.add(dict(job))
             jobs += begin <= job["submit_at"] < end
-    first, after = _days_of(part)
+    first, after = part.days
     sums.days = {key: amounts for key, amounts in sums.days.items() if first <= key[0] < after}
     sums.waits = {place: count for place, count in sums.waits.items() if first <= place[0] < after}
     return Errors(sums, _less(session, cluster, first, after, sums), jobs)
@@ -226,9 +262,9 @@ def _correct(session: Session, cluster: str, day: date, sums: Sums) -> None:
     packed.drop_nothing(session, cluster, day)
 
 
-def _pack(db: Database, cluster: str, part: int, kept: _Kept) -> None:
+def _pack(db: Database, cluster: str, part: Part, kept: _Kept) -> None:
     """Pack the part's days anew, few at a time: reports read the rows of those that are not."""
-    first, after = _days_of(part)
+    first, after = part.days
     days = PACKED_DAYS
     with db.write() as session:
         kept.lease.confirm(session)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -120,6 +121,12 @@ def at_once(ctx: Context) -> tuple[Amounts, Amounts]:
     return days, {("main", day, *who, kind, n): (jobs,) for (day, who, kind, n), jobs in sums.waits.items()}
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part has one fortnight: there are too few jobs here to fill any."""
+    monkeypatch.setattr(rebuild, "MOST_JOBS", 0)
+
+
 def made_anew(ctx: Context, tell: Callable[[Progress], None] = lambda _: None) -> Progress:
     return rebuild.rebuild(ctx.db, "main", "test", tell)
 
@@ -128,14 +135,16 @@ slowly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthC
 
 
 @slowly
-@given(JOBS, WRONG)
+@given(JOBS, WRONG, st.sampled_from([0, 5, 10_000]))
 def test_parts_give_what_all_jobs_at_once_do_and_nothing_else_stays(
-    ctx: Context, jobs: list[dict[str, Any]], wrong: str
+    ctx: Context, jobs: list[dict[str, Any]], wrong: str, most: int
 ) -> None:
     stored(ctx, jobs, wrong)
     expected = at_once(ctx)
     told: list[Progress] = []
-    done = made_anew(ctx, told.append)
+    with mock.patch.object(rebuild, "MOST_JOBS", most):
+        done = made_anew(ctx, told.append)
+    assert most < 10_000 or len(told) == 1, "few jobs are one part, however many days they are of"
     assert sums_of(ctx) == expected
     assert (done.jobs, done.days) == (len(jobs), done.of)
     assert [one.days for one in told] == sorted({one.days for one in told}), "each part is told"
@@ -176,6 +185,21 @@ def test_one_that_was_killed_leaves_whole_days_and_the_next_one_ends_it(
                 assert one[0] in one[1:], "as it was, or as it should be"
     made_anew(ctx)
     assert sums_of(ctx) == right
+
+
+def test_fortnights_with_few_jobs_are_made_together_and_no_part_has_many(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs are read through once for each part: as often as they fill memory, not for each fortnight."""
+    monkeypatch.setattr(rebuild, "MOST_JOBS", 40)
+    of_a_year = [job(n, FIRST + n * 4 * DAY, run_s=DAY) for n in range(1, 91)]
+    stored(ctx, of_a_year + [job(200 + n, FIRST + 200 * DAY) for n in range(60)], "lost")
+    counted: list[int] = []
+    made_anew(ctx, lambda progress: counted.append(progress.jobs))
+    assert sums_of(ctx) == at_once(ctx)
+    parts = [jobs - before for before, jobs in itertools.pairwise([0, *counted])]
+    assert sum(parts) == 150 and max(parts) >= 60, "a fortnight with more is one part"
+    assert len(parts) <= 6 and sorted(parts)[-2] <= 40, parts
 
 
 def test_what_is_stored_or_changes_meanwhile_counts_once(
