@@ -16,6 +16,8 @@ from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _TEXTS: Final = ("text", "date", "time")
 """Units of figures that are no numbers."""
+_ESSENTIAL: Final = 3
+"""So many figures are shown however narrow the terminal is; numbers after them may be left out."""
 
 
 def bar(value: float | str | None, largest: float, cells: int = BAR) -> str:
@@ -122,7 +124,7 @@ def jobs_view(items: Sequence[dict[str, Any]], *, more: bool) -> RenderableType:
 
 def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: Language) -> RenderableType:
     """A report; bars show the figure that orders it. `explain`: with what each figure means."""
-    measures = found["report"]["measures"]
+    measures = _told_once(found["report"]["measures"], lang)
     first = sort or measures[0]["name"]
     sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
     largest = max(sizes, default=0)
@@ -143,7 +145,7 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
     if rows and set(numbers) - {"", "?"}:
         blank = [""] * (len(found["by"]) - 1)
         rows.append((Text(WORDS[lang]["total"], style="bold"), *blank, Text(), *numbers))
-    heads = (*(name.upper() for name in found["by"]), "", *(_head(one, lang) for one in measures))
+    heads = (*(name.upper() for name in found["by"]), "", *_heads(measures, first, lang))
     parts: list[RenderableType] = [
         Text(harmless(_headline(found, lang)), style="bold"),
         table(heads, rows, empty=WORDS[lang]["empty"]),
@@ -152,6 +154,24 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
         rows_ = ((one[TITLE[lang]], one[DEFINITION[lang]]) for one in measures)
         parts.append(table((WORDS[lang]["figure"], WORDS[lang]["meaning"]), rows_, empty=""))
     return Group(*parts, Text(harmless("\n".join(age_notes(found, lang))), style="bright_black"))
+
+
+def _told_once(measures: Sequence[dict[str, Any]], lang: Language) -> list[dict[str, Any]]:
+    """The figures without those that say another one in the other language (`why` and `why_ko`)."""
+    names = {one["name"] for one in measures}
+    english = {name for name in names if f"{name}_ko" in names}
+    other = english if lang == "ko" else {f"{name}_ko" for name in english}
+    return [one for one in measures if one["name"] not in other]
+
+
+def _heads(measures: Sequence[dict[str, Any]], first: str, lang: Language) -> list[str]:
+    """The figures' headings. Where there is no room, numbers give way, the last one first; words, and what
+    orders the lines, stay.
+    """
+    return [
+        _head(one, lang) + "?" * (at >= _ESSENTIAL and one["unit"] != "text" and one["name"] != first)
+        for at, one in enumerate(measures)
+    ]
 
 
 def _head(measure: dict[str, Any], lang: Language) -> str:
@@ -198,7 +218,22 @@ def _headline(found: dict[str, Any], lang: Language) -> str:
     period = (
         words["now"] if found["report"]["now"] else words["period"].format(found["since"], found["until"])
     )
-    return f"{found['report'][TITLE[lang]]}, {period}, {found['scope']}"
+    whose, _, name = found["scope"].partition(" ")
+    return f"{found['report'][TITLE[lang]]}, {period}, {f'{words[whose]} {name}'.strip()}"
+
+
+def _age(seconds: float) -> str:
+    """How long ago, as exactly as one wants to know.
+
+    >>> _age(0.07), _age(65.2), _age(700), _age(90_000)
+    ('0 s', '65 s', '12 min', '25 h')
+    """
+    scale, word = next(
+        (scale, word)
+        for scale, word, least in ((86_400, "d", 2), (3600, "h", 2), (60, "min", 2), (1, "s", 0))
+        if seconds >= scale * least
+    )
+    return f"{seconds / scale:.0f} {word}"
 
 
 def age_notes(found: dict[str, Any], lang: Language = "en") -> list[str]:
@@ -207,6 +242,6 @@ def age_notes(found: dict[str, Any], lang: Language = "en") -> list[str]:
     for one in found["sources"]:
         age = (datetime.now(UTC) - datetime.fromisoformat(one["complete_until"])).total_seconds()
         late = words["late"] if one["trouble"] else ""
-        notes.append(words["age"].format(cluster=one["cluster"], age=figure(max(age, 0), "s")) + late)
+        notes.append(words["age"].format(cluster=one["cluster"], age=_age(max(age, 0))) + late)
     more = [words["more"].format(found["left_out"])] if found["left_out"] else []
     return more + (notes or [words["unread"]])

@@ -1,0 +1,68 @@
+"""Reports in a terminal: each figure once, in one language, and headings that can be read at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from broker.cli.report_views import report_view
+from broker.cli.report_words import Language
+from broker.reports.definitions import REPORTS
+from broker.reports.views import describe
+
+AN_HOUR = {"s": 4000.0, "ratio": 0.5, "jobs": 3.0, "count": 3.0, "date": "2026-11-30"}
+
+
+def shown(
+    name: str, width: int = 80, lang: Language = "en", scope: str = "all", sort: str | None = None
+) -> str:
+    """A report of two lines as a terminal of that width shows it."""
+    report = describe(REPORTS[name]).model_dump(mode="json")
+    texts = {"why": "Nodes are down.", "why_ko": "노드가 고장입니다."}
+    values = {
+        one["name"]: texts.get(one["name"], AN_HOUR.get(one["unit"], 1.5)) for one in report["measures"]
+    }
+    by = report["default_by"]
+    lines = [
+        {"key": dict.fromkeys(by, key), "values": values, "coverage": {}} for key in ("a100", "2026-11-21")
+    ]
+    found: dict[str, Any] = {"report": report, "by": by, "lines": lines, "total": lines[0], "scope": scope}
+    found |= {"since": "2026-11-01", "until": "2026-12-01", "sources": [], "left_out": 0}
+    out = io.StringIO()
+    Console(width=width, file=out).print(report_view(found, sort, False, lang))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["utilisation", "core_utilisation", "usage", "outcomes", "efficiency", "quotas"]
+)
+def test_at_80_columns_no_heading_is_cut_and_what_gives_way_is_named(name: str) -> None:
+    text = shown(name)
+    assert "…" not in text.partition("Left out")[0] and "2026-11-21" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    wide = shown(name, width=250)
+    assert "Left out" not in wide
+    if name == "utilisation":
+        assert re.search(r"Left out for want of width: .*PLANNED\s+DOWN", text)
+
+
+def test_the_figure_that_orders_the_lines_never_gives_way() -> None:
+    assert "PLANNED" not in shown("utilisation").partition("Left out")[0]
+    assert "PLANNED" in shown("utilisation", sort="planned_hours").partition("Left out")[0]
+
+
+def test_a_reason_is_told_once_in_the_language_asked_for() -> None:
+    english, korean = shown("waiting", 140), shown("waiting", 140, "ko")
+    assert "Nodes are" in english and "노드가" not in english
+    assert "노드가" in korean and "Nodes" not in korean
+    assert "WHY" in shown("waiting"), "why is what one asks for: other figures give way"
+
+
+def test_whose_it_is_stands_in_the_readers_language() -> None:
+    assert ", tenant team-a" in shown("usage", scope="tenant team-a")
+    assert ", 테넌트 team-a" in shown("usage", lang="ko", scope="tenant team-a")
+    assert ", 전체" in shown("usage", lang="ko")
