@@ -54,18 +54,22 @@ class Fitted:
         self._titles = [title.rstrip(_MARKS) for title in titles]
         self._marks = [title[len(name) :] for title, name in zip(titles, self._titles, strict=True)]
         self._columns = list(zip_longest(*rows, fillvalue=Text("")))[: len(titles)]
-        self._wanted = [
-            _wanted(title, cells) for title, cells in zip(self._titles, self._columns, strict=True)
+        columns = list(zip(self._titles, self._columns, strict=True))
+        self._wanted = [_wanted(title, cells) for title, cells in columns]
+        self._texts = [
+            (least, max(least, _wanted("", cells)[1]))
+            for (least, _), (_, cells) in zip(self._wanted, columns, strict=True)
         ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown, left_out = self._kept(options.max_width)
         grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        widths = fitted(
-            [self._wanted[at] for at in shown],
-            options.max_width - _GAP * (len(shown) - 1),
-            firm=[self._firm(at) for at in shown],
-        )
+        room, firm = options.max_width - _GAP * (len(shown) - 1), [self._firm(at) for at in shown]
+        # Titles fold before a text does: they get what is left when all texts have theirs.
+        widths = fitted([self._texts[at] for at in shown], room, firm)
+        if sum(widths) < room:
+            wanted = [(width, self._wanted[at][1]) for width, at in zip(widths, shown, strict=True)]
+            widths = fitted(wanted, room)
         for at, width in zip(shown, widths, strict=True):
             side: JustifyMethod = "right" if ">" in self._marks[at] else "left"
             overflow: OverflowMethod = "fold" if at == 0 or "!" in self._marks[at] else "ellipsis"

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
+from broker.cli.fitting import Fitted
 from broker.cli.report_views import report_view
 from broker.cli.report_words import Language
 from broker.reports.definitions import REPORTS
@@ -22,7 +24,7 @@ def shown(
 ) -> str:
     """A report of two lines as a terminal of that width shows it."""
     report = describe(REPORTS[name]).model_dump(mode="json")
-    texts = {"why": "Nodes are down.", "why_ko": "노드가 고장입니다."}
+    texts = {"why": "Nodes are down.", "why_ko": "노드가 고장입니다.", "asks_for": "a100 x 16, 64GB, 1h"}
     values = {
         one["name"]: texts.get(one["name"], AN_HOUR.get(one["unit"], 1.5)) for one in report["measures"]
     }
@@ -66,3 +68,13 @@ def test_whose_it_is_stands_in_the_readers_language() -> None:
     assert ", tenant team-a" in shown("usage", scope="tenant team-a")
     assert ", 테넌트 team-a" in shown("usage", lang="ko", scope="tenant team-a")
     assert ", 전체" in shown("usage", lang="ko")
+
+
+def test_headings_fold_before_a_reason_does() -> None:
+    rows = [[Text("1"), Text("Nodes that it needs are down.")]]
+    out = io.StringIO()
+    Console(width=45, file=out).print(Fitted(("TIME UNTIL ELIGIBLE>", "WHY"), rows))
+    assert "Nodes that it needs are down." in out.getvalue(), "a heading took the room of the reason"
+    wide = io.StringIO()
+    Console(width=80, file=wide).print(Fitted(("TIME UNTIL ELIGIBLE>", "WHY"), rows))
+    assert "TIME UNTIL ELIGIBLE" in wide.getvalue(), "where there is room, a heading has one row"
