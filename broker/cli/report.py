@@ -106,6 +106,7 @@ def register(root: typer.Typer) -> None:
         "broker report usage --by wait --where gpu_type=a100",
         "broker report utilisation --last week --explain",
         "broker report node_downtime --by reason --last quarter",
+        "broker report fairshare --by day --where tenant=team-a --last month",
         "broker report usage --by user --last quarter --csv usage.csv",
         "broker report usage --by day --last year --output usage.parquet",
         "broker report usage --last month --jobs --format parquet --output jobs.parquet",

@@ -262,9 +262,10 @@ FAIR_SHARE: Final = Report(
             ("LevelFS", "LevelFS"),
             (
                 "Shares / use among the siblings in the tree (sshare LevelFS): over 1 less was used than "
-                "is due. Unknown where nothing was used (infinite)",
+                "is due. Unknown where nothing was used (infinite). Each figure is of one association at one "
+                "look: a line of several has none",
                 "같은 층에서의 지분 / 사용(sshare LevelFS). 1보다 크면 몫보다 덜 씀. 사용이 없으면(무한) "
-                "알 수 없음",
+                "알 수 없음. 모든 항목은 한 association의 한 시점 값이며, 여럿을 합친 줄에는 없음",
             ),
         ),
         _one(
@@ -306,12 +307,14 @@ FAIR_SHARE: Final = Report(
             "time",
             ("Seen", "확인"),
             (
-                "The last look in the period (sshare), one is kept of each day",
-                "기간의 마지막 확인 시각(sshare), 하루 하나씩 보관",
+                "The last look (sshare) in the period; split by time, the last in each day, week, month, … "
+                "One is kept of each day",
+                "기간의 마지막 확인 시각(sshare). 시간별로 나누면 각 일, 주, 월 등의 마지막. "
+                "하루 하나씩 보관",
             ),
         ),
     ),
     "shares",
-    ("cluster", "tenant", "account", "user"),
+    ("cluster", "tenant", "account", "user", *PERIODS),
     jobs=False,
 )
