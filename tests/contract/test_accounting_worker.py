@@ -138,7 +138,7 @@ def test_commands_show_how_far_it_was_read_and_make_the_sums_anew(
     assert (one["cluster"], one["jobs"], one["open"], one["runaways"]) == ("main", 2, 0, 0)
     assert one["lag_s"] < 120
     assert main(["accounting", "rebuild", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"items": [{"cluster": "main", "jobs": 2}]}
+    assert json.loads(capsys.readouterr().out) == {"items": [{"cluster": "main", "jobs": 2, "renamed": 0}]}
     assert main(["accounting", "status"]) == 0
     assert "READ UP TO" in capsys.readouterr().out
     assert main(["accounting", "rebuild", "--cluster", "nowhere"]) != 0
