@@ -1,12 +1,8 @@
-"""`python -m broker.settings_docs` writes `docs/settings.md` from the settings themselves.
-
-With `--check` it writes nothing and ends with status 1 if the file is not current.
-"""
+"""`python -m broker.settings_docs` writes `docs/settings.md` from the settings themselves."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -140,15 +136,5 @@ def setting_names() -> list[str]:
     return sorted(set(names(Settings)))
 
 
-def main() -> int:
-    """Write the page, or with `--check` compare it."""
-    text = document()
-    if "--check" in sys.argv[1:]:
-        return int(not FILE.is_file() or FILE.read_text(encoding="utf-8") != text)
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    FILE.write_text(document(), encoding="utf-8")

@@ -1,11 +1,7 @@
-"""`python -m broker.cli.docs` writes `docs/cli.md` from the commands themselves.
-
-With `--check` it writes nothing and ends with status 1 if the file is not current.
-"""
+"""`python -m broker.cli.docs` writes `docs/cli.md` from the commands themselves."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -158,15 +154,5 @@ def _cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|")
 
 
-def main() -> int:
-    """Write the page, or with `--check` compare it."""
-    text = document()
-    if "--check" in sys.argv[1:]:
-        return int(not FILE.is_file() or FILE.read_text(encoding="utf-8") != text)
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    FILE.write_text(document(), encoding="utf-8")
