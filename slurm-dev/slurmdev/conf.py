@@ -40,8 +40,8 @@ SlurmdSyslogDebug=quiet
 LogTimeFormat=iso8601_ms,format_stderr
 MailProg=/bin/true
 
-# A node that falls silent is down within 30 s, and back as soon as it answers: slurmctld calls it down at its third
-# look without an answer, and a look at a node that refuses connections lasts as long as a message may take.
+# A node that falls silent is down within 30 s, and back as soon as it answers: slurmctld calls it down at its
+# third look without an answer, and a look at a node that refuses connections lasts as long as a message may.
 SlurmdTimeout=8
 MessageTimeout=7
 ReturnToService=2

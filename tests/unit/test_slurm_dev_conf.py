@@ -71,8 +71,8 @@ def test_the_service_account_may_act_for_one_group_alone() -> None:
 def test_a_dead_node_is_noticed_within_half_a_minute_and_a_small_partition_lies_beside_the_others() -> None:
     text = conf.slurm_conf(SETTINGS, (24, 11))
     silent, message = (int(fields(text)[name]) for name in ("SlurmdTimeout", "MessageTimeout"))
-    # A look every third of the time-out; the third one without an answer counts, each of two before it lasts as long
-    # as a message may (slurmctld's ping_nodes, measured). A quarter of the time is left to a busy machine.
+    # A look every third of the time-out; the third one without an answer counts, each of two before it lasts
+    # as long as a message may (slurmctld's ping_nodes, measured). A quarter of it is left to a busy machine.
     assert silent / 3 + 2 * message < 30 * 3 / 4
     assert "PartitionName=capped Nodes=v100-2 MaxTime=INFINITE State=UP" in text
 
