@@ -75,7 +75,7 @@ def show(
     epilog=examples(
         "broker approvals approve run-7h2k",
         'broker approvals approve run-7h2k --comment "until Friday" --wait',
-        "broker approvals approve run-7h2k --plan-hash sha256:5f1c…    exactly what was reviewed",
+        "broker approvals approve run-7h2k --plan-hash sha256:5f1c…    # exactly what was reviewed",
     )
 )
 def approve(

@@ -25,10 +25,10 @@ def _commands() -> None:
 
 @app.command(
     epilog=examples(
-        "broker cluster sync                           what differs; changes nothing",
-        "broker cluster sync --apply                   … and mends it",
-        "broker cluster sync --apply --adopt team-a    … this one too, though it was changed by hand",
-        "broker cluster sync --script | ssh root@login sh    for what takes a Slurm Administrator",
+        "broker cluster sync                           # what differs; changes nothing",
+        "broker cluster sync --apply                   # … and mends it",
+        "broker cluster sync --apply --adopt team-a    # … this one too, though it was changed by hand",
+        "broker cluster sync --script | ssh root@login sh    # for what takes a Slurm Administrator",
     )
 )
 def sync(

@@ -53,8 +53,8 @@ def list_prices(
     epilog=examples(
         "broker prices set core_hour 12 --from 2026-12-01",
         "broker prices set gpu_hour 1500 --from 2026-12-01 --cluster main --gpu-type a100",
-        "broker prices set gpu_hour 0 --from 2026-12-01 --qos idle    free",
-        "broker prices set core_hour --end --from 2027-01-01 --partition debug    the wider one again",
+        "broker prices set gpu_hour 0 --from 2026-12-01 --qos idle    # free",
+        "broker prices set core_hour --end --from 2027-01-01 --partition debug    # the wider one again",
     ),
 )
 def set_price(
@@ -116,7 +116,7 @@ def correct(
 @prices.command(
     epilog=examples(
         "broker prices withdraw price-1m7yk7h67jtj8nfp",
-        'broker prices withdraw price-1m7yk7h67jtj8nfp --why "of another cluster"    it holds already',
+        'broker prices withdraw price-1m7yk7h67jtj8nfp --why "of another cluster"    # it holds already',
     )
 )
 def withdraw(

@@ -54,7 +54,7 @@ def show(ctx: typer.Context, tenant: Tenant, as_json: Json = False) -> None:
     epilog=examples(
         "broker quota set team-a --gpu-hours 500",
         "broker quota set team-a --api-calls 20000 --upload-gb 80 --max-gpus 16",
-        "broker quota set team-a --default gpu-hours    the setting's again",
+        "broker quota set team-a --default gpu-hours    # the setting's again",
     )
 )
 def set(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from broker.cli import docs, main
@@ -22,6 +24,13 @@ def test_every_command_has_help_and_an_example_of_itself(name: str) -> None:
     command = COMMANDS[name]
     assert command.help
     assert f"  {name}" in command.epilog
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_works_as_it_is_printed(name: str) -> None:
+    """What explains it is a comment to the shell as well, not an argument too many."""
+    examples = [line.strip() for line in COMMANDS[name].epilog.splitlines() if "  broker" in line]
+    assert not [line for line in examples if re.search(r"\S {3,}[^\s#]", line)]
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - SERVERS))
