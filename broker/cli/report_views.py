@@ -16,6 +16,8 @@ from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _TEXTS: Final = ("text", "date", "time")
 """Units of figures that are no numbers."""
+_WHOLE: Final = {"began": "!"}
+"""Dimensions whose values people copy into a filter, and that are one long word: never cut."""
 _ESSENTIAL: Final = 3
 """So many figures are shown however narrow the terminal is; numbers after them may be left out."""
 
@@ -44,6 +46,8 @@ def figure(value: float | str | None, unit: str) -> str:
     ('?', '45.7 %', '1.5 h', '1,234.6', '3')
     >>> figure("2026-11-30", "date"), figure("bad fan", "text"), figure(None, "text")
     ('2026-11-30', 'bad fan', '')
+    >>> figure(0.02, "h"), figure(0.0001, "h"), figure(0, "h")
+    ('0.02', '<0.01', '0.0')
     >>> figure(3, "count"), figure(0.12345, "count"), figure(98765.4, "count")
     ('3', '0.1235', '98,765')
     """
@@ -62,7 +66,11 @@ def figure(value: float | str | None, unit: str) -> str:
         return f"{value / (scale or 1):.3g} {word}"
     if unit == "count" and value % 1 and abs(value) < 1000:
         return f"{value:.4g}"
-    return f"{value:,.0f}" if unit in ("jobs", "count") else f"{value:,.1f}"
+    if unit in ("jobs", "count"):
+        return f"{value:,.0f}"
+    if 0 < value < 0.995:  # little is not nothing
+        return f"{value:.2f}" if value >= 0.005 else "<0.01"
+    return f"{value:,.1f}"
 
 
 def list_view(items: Sequence[dict[str, Any]]) -> RenderableType:
@@ -145,7 +153,11 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
     if rows and set(numbers) - {"", "?"}:
         blank = [""] * (len(found["by"]) - 1)
         rows.append((Text(WORDS[lang]["total"], style="bold"), *blank, Text(), *numbers))
-    heads = (*(name.upper() for name in found["by"]), "", *_heads(measures, first, lang))
+    heads = (
+        *(f"{name.upper()}{_WHOLE.get(name, '')}" for name in found["by"]),
+        "",
+        *_heads(measures, first, lang),
+    )
     parts: list[RenderableType] = [
         Text(harmless(_headline(found, lang)), style="bold"),
         table(heads, rows, empty=WORDS[lang]["empty"]),

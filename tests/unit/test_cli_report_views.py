@@ -20,7 +20,12 @@ AN_HOUR = {"s": 4000.0, "ratio": 0.5, "jobs": 3.0, "count": 3.0, "date": "2026-1
 
 
 def shown(
-    name: str, width: int = 80, lang: Language = "en", scope: str = "all", sort: str | None = None
+    name: str,
+    width: int = 80,
+    lang: Language = "en",
+    scope: str = "all",
+    sort: str | None = None,
+    key: str = "2026-11-21",
 ) -> str:
     """A report of two lines as a terminal of that width shows it."""
     report = describe(REPORTS[name]).model_dump(mode="json")
@@ -29,9 +34,8 @@ def shown(
         one["name"]: texts.get(one["name"], AN_HOUR.get(one["unit"], 1.5)) for one in report["measures"]
     }
     by = report["default_by"]
-    lines = [
-        {"key": dict.fromkeys(by, key), "values": values, "coverage": {}} for key in ("a100", "2026-11-21")
-    ]
+    keys = [dict.fromkeys(by, "a100") | {"began" if "began" in by else by[0]: one} for one in ("a100", key)]
+    lines = [{"key": one, "values": values, "coverage": {}} for one in keys]
     found: dict[str, Any] = {"report": report, "by": by, "lines": lines, "total": lines[0], "scope": scope}
     found |= {"since": "2026-11-01", "until": "2026-12-01", "sources": [], "left_out": 0}
     out = io.StringIO()
@@ -68,6 +72,11 @@ def test_whose_it_is_stands_in_the_readers_language() -> None:
     assert ", tenant team-a" in shown("usage", scope="tenant team-a")
     assert ", 테넌트 team-a" in shown("usage", lang="ko", scope="tenant team-a")
     assert ", 전체" in shown("usage", lang="ko")
+
+
+def test_the_moment_that_a_filter_takes_is_never_cut() -> None:
+    text = shown("node_downtime", key="2026-11-21T21:29:45Z")
+    assert "2026-1" in text and "…" not in text.partition("Left out")[0]
 
 
 def test_headings_fold_before_a_reason_does() -> None:
