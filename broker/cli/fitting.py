@@ -5,6 +5,7 @@ and numbers after all others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Final
@@ -22,6 +23,8 @@ _LEAST_WORD: Final = 6
 """Cells of a word that is cut, before a whole column or number is."""
 _SHORTENED: Final = 12
 """Cells of a word that is cut before a column is left out."""
+_WORD: Final = re.compile(r"[\d.,]+ (?:%|[A-Za-z]{1,3})(?!\S)|\S+")
+"""A word; a number and its unit (`11.5 %`, `1.5 h`, `2 GiB`) are one."""
 _MARKS: Final = ">?!="
 _GAP: Final = 2
 """Cells between two columns."""
@@ -146,5 +149,5 @@ def _wanted(title: str, cells: Sequence[Text | Bar]) -> tuple[int, int]:
     texts = [title, *(one.plain for one in cells if isinstance(one, Text))]
     bars = [one for one in cells if isinstance(one, Bar)]
     most = max(map(cell_len, texts))
-    least = max((min(_LONG, cell_len(word)) for text in texts for word in text.split()), default=1)
+    least = max((min(_LONG, cell_len(word)) for text in texts for word in _WORD.findall(text)), default=1)
     return max(least, _LEAST_BAR * bool(bars), 1), max(most, BAR * bool(bars), 1)

@@ -105,6 +105,15 @@ def test_an_id_a_state_and_a_number_stay_whole_where_another_word_can_be_cut(wid
     assert [word for word in words if word.startswith("segm") and word.endswith("…")]
 
 
+@given(st.integers(26, 60))
+def test_a_number_and_its_unit_stand_in_one_row(width: int) -> None:
+    heads = ("JOB", "WAITED>", "CPU>", "WHY")
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(output.table(heads, [("1", "1.5 h", "11.5 %", "as long as the others do")], empty=""))
+    first = console.export_text().splitlines()[1]
+    assert "1.5 h" in first and "11.5 %" in first
+
+
 @given(st.integers(60, 100))
 def test_what_people_copy_from_a_table_is_broken_where_it_must_be_and_never_cut(width: int) -> None:
     path, sha256 = "checkpoints/epoch-000123/segmentation-transformer.safetensors", "ab" * 32
