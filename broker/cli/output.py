@@ -165,6 +165,15 @@ def size(count: int | float | None) -> str:
     raise AssertionError("unreachable")
 
 
+def amount(value: float) -> str:
+    """A number as people write it, however large: steps and API calls go into the millions.
+
+    >>> amount(20), amount(0.25), amount(1_250_000), amount(9999.6)
+    ('20', '0.25', '1,250,000', '10,000')
+    """
+    return f"{value:,.0f}" if not value % 1 or abs(value) >= 1000 else f"{value:.4g}"
+
+
 def when(moment: str | None) -> str:
     """An ISO time as local time to the second; "" for none."""
     if not moment:

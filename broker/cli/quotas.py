@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from broker.cli.options import Json, Limit, api, examples, group
-from broker.cli.output import emit, fields, table, when
+from broker.cli.output import amount, emit, fields, table, when
 from broker.errors import InvalidRequest
 
 app = group("quota", "What tenants may use, and what they have used. Only admins set quotas.")
@@ -139,8 +139,8 @@ def _number(name: str) -> str:
 
 
 def _meter(meter: dict[str, Any]) -> str:
-    reserved = f" + {meter['reserved']:g} set aside" if meter["reserved"] else ""
-    return f"{meter['used']:g}{reserved} of {meter['limit']:g} ({meter['percent']:g} %)"
+    reserved = f" + {amount(meter['reserved'])} set aside" if meter["reserved"] else ""
+    return f"{amount(meter['used'])}{reserved} of {amount(meter['limit'])} ({meter['percent']:g} %)"
 
 
 def _facts(quota: dict[str, Any]) -> list[tuple[str, Any]]:

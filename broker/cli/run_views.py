@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from broker.cli.output import duration, fields, size, table, when
+from broker.cli.output import amount, duration, fields, size, table, when
 
 Json = Mapping[str, Any]
 
@@ -127,7 +127,8 @@ def progress(job: Json) -> str:
         return ""
     parts = []
     if found:
-        of = "" if found["unit"] == "percent" else f" ({found['unit']} {found['step']:g}/{found['total']:g})"
+        steps = f"{amount(found['step'])}/{amount(found['total'])}"
+        of = "" if found["unit"] == "percent" else f" ({found['unit']} {steps})"
         parts.append(f"{100 * found['fraction']:.0f} %{of}")
     if end := job.get("expected_end"):
         parts.append(_ENDS[end["kind"]].format(when(end["at"]), end["more_starts"]))

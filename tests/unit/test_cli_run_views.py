@@ -173,3 +173,9 @@ def test_what_a_job_is_expected_to_end_at_says_which_kind_of_end_it_is() -> None
     assert shown(**several, enough_time=False).endswith("≥ 2), the time it asked for is too short")
     assert shown(kind="at_latest", enough_time=None) == f"ends by {at}"
     assert shown(kind="this_start_at_latest", another_start=True) == f"this start ends by {at}"
+
+
+def test_steps_in_millions_are_written_out() -> None:
+    found = {"fraction": 0.25, "unit": "step", "step": 1_250_000, "total": 5_000_000}
+    shown = run_views.progress(job("trainer", "RUNNING", progress=found, expected_end=None))
+    assert shown == "25 % (step 1,250,000/5,000,000)"
