@@ -93,7 +93,8 @@ class Shares(Groups):
 
     @cached_property
     def _count(self) -> int:
-        lines = select(*self._keys()).where(*self.chosen).distinct().subquery()
+        # GROUP BY, for SQLite takes four times as long for DISTINCT.
+        lines = select(func.count()).select_from(Row).where(*self.chosen).group_by(*self._keys()).subquery()
         return self.session.scalar(select(func.count()).select_from(lines)) or 0
 
     @overload
