@@ -94,7 +94,7 @@ def _examine(host: Host, cluster: ClusterSettings, with_jobs: bool) -> Iterator[
     try:
         capabilities = slurm.capabilities()
     except BrokerError as error:
-        yield Check("Slurm", "fail", error.detail, _asking_remedy(error.detail))
+        yield Check("Slurm", "fail", error.detail, asking_remedy(error.detail))
         return
     yield from _configuration(host, slurm, capabilities, cluster)
     if cluster.run_as == "user":
@@ -103,12 +103,8 @@ def _examine(host: Host, cluster: ClusterSettings, with_jobs: bool) -> Iterator[
         yield from _trials(host, slurm, capabilities, cluster, facts.uid)
 
 
-def _asking_remedy(detail: str) -> str:
-    """sacct(1) asks slurmdbd before it says anything, all else asks slurmctld.
-
-    >>> _asking_remedy("login: sacct did not answer in time")
-    'Is slurmdbd running? See: sacctmgr ping, and its log'
-    """
+def asking_remedy(detail: str) -> str:
+    """What to look at: sacct(1) asks slurmdbd before it says anything, all else asks slurmctld."""
     if "sacct" in detail:
         return "Is slurmdbd running? See: sacctmgr ping, and its log"
     return "Is slurmctld running? See: scontrol ping"

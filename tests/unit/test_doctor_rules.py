@@ -8,6 +8,7 @@ import pytest
 
 from broker.doctor import rules
 from broker.doctor.commands import Association, PartitionSharing
+from broker.doctor.examine import asking_remedy
 from broker.settings import ClusterSettings
 from broker.slurm import Config, Node, Partition, Tres, Version
 
@@ -258,3 +259,8 @@ def test_every_finding_that_is_not_well_says_how_to_mend_it() -> None:
     ]
     assert sum(check.status != "ok" for check in found) >= 12
     assert all(check.remedy for check in found if check.status != "ok")
+
+
+@pytest.mark.parametrize(("program", "daemon"), [("sacct", "slurmdbd"), ("scontrol", "slurmctld")])
+def test_the_remedy_names_the_daemon_that_did_not_answer(program: str, daemon: str) -> None:
+    assert daemon in asking_remedy(f"login: {program} did not answer in time")

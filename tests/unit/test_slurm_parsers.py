@@ -137,6 +137,21 @@ def test_times_are_utc_and_unknown_is_none() -> None:
     assert [moment(text) for text in ("N/A", "Unknown", "None", "", "0")] == [None] * 5
 
 
+@pytest.mark.parametrize(
+    ("printed", "read"),
+    [
+        ("bad fan [root@1795296585]", "bad fan [root@2026-11-21T21:29:45Z]"),
+        ("bad fan [root@2026-11-21T21:29:45]", "bad fan [root@2026-11-21T21:29:45]"),
+        ("ticket [a@1795296585] open", "ticket [a@1795296585] open"),
+    ],
+)
+def test_when_a_reason_was_set_is_written_as_a_time(printed: str, read: str) -> None:
+    """Slurm appends seconds since 1970 where `SLURM_TIME_FORMAT` is `%s`; what people wrote stays."""
+    line = f"NodeName=n1 State=IDLE+DRAIN CfgTRES=cpu=4 AllocTRES= Reason={printed}"
+    (nodes, bad) = Nodes().parse(Completed(0, line.encode(), b""))
+    assert [node.reason for node in nodes] == [read] and not bad
+
+
 def test_a_reason_with_equal_signs_forges_no_field() -> None:
     row = key_values(
         "NodeName=n1 State=IDLE+DRAIN Reason=bad fan x=y State=IDLE Foo=1 [root@now]",
