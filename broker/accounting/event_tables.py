@@ -42,8 +42,8 @@ class AccountingShareRow(Base):
     """An association's fair share as it was at the last look of a day (UTC), at `taken_at` (epoch seconds).
 
     `unix_user` "": the account's own. `tenant`, `user` as in `accounting_jobs`; `user` "" of an account.
-    `raw_usage` decays: a priority, no bill. Null is what sshare(1) leaves empty, or calls infinite:
-    `level_fs` of who has shares and used nothing.
+    `raw_usage` decays: a priority, no bill. Null is what sshare(1) leaves empty; `level_fs` of who has shares
+    and used nothing is infinite.
     """
 
     __tablename__ = "accounting_shares"

@@ -198,17 +198,18 @@ def share_rows(
             "tenant": owner.tenant,
             "user": owner.user if share.user else "",
             "raw_shares": share.raw_shares,
-            "norm_shares": _finite(share.norm_shares),
+            "norm_shares": _known(share.norm_shares),
             "raw_usage": share.raw_usage,
-            "effective_usage": _finite(share.effective_usage),
-            "fair_share": _finite(share.fair_share),
-            "level_fs": _finite(share.level_fs),
+            "effective_usage": _known(share.effective_usage),
+            "fair_share": _known(share.fair_share),
+            "level_fs": _known(share.level_fs),
             "taken_at": int(taken_at.timestamp()),
         }
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _known(value: float | None) -> float | None:
+    """A number, also an infinite one; None of what is none (`nan`)."""
+    return None if value is None or math.isnan(value) else value
 
 
 def upsert(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:

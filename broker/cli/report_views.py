@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,7 +28,11 @@ def bar(value: float | str | None, largest: float, cells: int = BAR) -> str:
 
     >>> bar(1, 1) == "█" * BAR, bar(0, 1), bar(None, 1), bar(1e-9, 1), bar("2026-11-30", 1)
     (True, '', '', '▏', '')
+    >>> bar(math.inf, 0) == bar(math.inf, 3) == "█" * BAR
+    True
     """
+    if value == math.inf:
+        return "█" * cells
     if not value or isinstance(value, str) or value < 0 or largest <= 0:
         return ""
     eighths = max(1, round(cells * 8 * min(value / largest, 1)))
@@ -50,11 +55,15 @@ def figure(value: float | str | None, unit: str) -> str:
     ('0.02', '<0.01', '0.0')
     >>> figure(3, "count"), figure(0.12345, "count"), figure(98765.4, "count")
     ('3', '0.1235', '98,765')
+    >>> figure(math.inf, "count")
+    '∞'
     """
     if unit == "time" and isinstance(value, str):
         return when(value)
     if value is None or isinstance(value, str):
         return value or ("" if unit == "text" else "?")
+    if value == math.inf:
+        return "∞"
     if unit == "ratio":
         return f"{100 * value:.1f} %"
     if unit == "s":
@@ -134,8 +143,9 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
     """A report; bars show the figure that orders it. `explain`: with what each figure means."""
     measures = _told_once(found["report"]["measures"], lang)
     first = sort or measures[0]["name"]
-    sizes = [value for line in found["lines"] if isinstance(value := line["values"][first], int | float)]
-    largest = max(sizes, default=0)
+    order = next(one for one in found["report"]["measures"] if one["name"] == first)
+    sizes = [_value(line, order) for line in found["lines"]]
+    largest = max((size for size in sizes if isinstance(size, int | float) and size < math.inf), default=0)
     names = {
         name: {one["value"]: one[TITLE[lang]] for one in values}
         for name, values in found["report"]["values"].items()
@@ -143,10 +153,10 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
     rows = [
         (
             *(_key(name, line["key"][name], names.get(name, {})) for name in found["by"]),
-            drawn_bar(line["values"][first], largest),
+            drawn_bar(size, largest),
             *_figures(line, measures),
         )
-        for line in found["lines"]
+        for line, size in zip(found["lines"], sizes, strict=True)
     ]
     shown = zip(_figures(found["total"], measures), measures, strict=True)
     numbers = ["" if one["unit"] in _TEXTS else text for text, one in shown]
@@ -215,7 +225,7 @@ def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
     """
     shown, told = [], ""
     for one in measures:
-        text, known = figure(line["values"][one["name"]], one["unit"]), line["coverage"].get(one["name"])
+        text, known = figure(_value(line, one), one["unit"]), line["coverage"].get(one["name"])
         if known and 0 < known["with_data"] < known["of"]:
             hours = "" if known["counted"] == "jobs" else " h"
             share = f" (of {known['with_data']}/{known['of']}{hours})"
@@ -223,6 +233,12 @@ def _figures(line: dict[str, Any], measures: list[dict[str, Any]]) -> list[str]:
             told = share
         shown.append(text)
     return shown
+
+
+def _value(line: dict[str, Any], measure: dict[str, Any]) -> float | str | None:
+    """A figure of a line; JSON carries an infinite number as text."""
+    value: float | str | None = line["values"][measure["name"]]
+    return float(value) if isinstance(value, str) and measure["unit"] not in _TEXTS else value
 
 
 def _headline(found: dict[str, Any], lang: Language) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from broker.context import Context
@@ -228,7 +229,7 @@ def keep_low(session: Session, cluster: str, jobs: Mapping[int, Seen], step: int
     nice = nice_of(Level.LOW, step)
     gone = {run.id: run for run, number in low if (job := jobs.get(number or 0)) and job.nice < nice}
     for run in gone.values():
-        with contained("priority_not_watched", cluster=cluster, run_id=run.id):
+        with contained("priority_not_watched", but=(SQLAlchemyError,), cluster=cluster, run_id=run.id):
             row = session.get(PriorityRow, run.id) or PriorityRow(run_id=run.id)
             row.ask(run.attempt, SYSTEM, "level", level=Level.LOW)
             session.add(row)

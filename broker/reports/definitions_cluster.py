@@ -262,10 +262,11 @@ FAIR_SHARE: Final = Report(
             ("LevelFS", "LevelFS"),
             (
                 "Shares / use among the siblings in the tree (sshare LevelFS): over 1 less was used than "
-                "is due. Unknown where nothing was used (infinite). Each figure is of one association at one "
-                "look: a line of several has none",
-                "같은 층에서의 지분 / 사용(sshare LevelFS). 1보다 크면 몫보다 덜 씀. 사용이 없으면(무한) "
-                "알 수 없음. 모든 항목은 한 association의 한 시점 값이며, 여럿을 합친 줄에는 없음",
+                "is due. Infinite (`Infinity`) for who has shares and used nothing: due most. Each figure is "
+                "of one association at one look: a line of several has none",
+                "같은 층에서의 지분 / 사용(sshare LevelFS). 1보다 크면 몫보다 덜 씀. 지분이 있고 사용이 "
+                "없으면 무한(`Infinity`)으로, 가장 먼저 받을 차례. 모든 항목은 한 association의 한 시점 "
+                "값이며, 여럿을 합친 줄에는 없음",
             ),
         ),
         _one(

@@ -12,6 +12,8 @@ HOUR: Final = 3600
 TEXTS: Final = ("text", "date", "time")
 """Units of figures that are no number: text, a day (`2026-11-30`), a moment (ISO 8601, UTC)."""
 Value = float | str | None
+INFINITE: Final = "Infinity"
+"""An infinite number where only text can tell it (JSON, CSV): what Python, JavaScript and SQL read as one."""
 
 
 @dataclass(frozen=True, slots=True)

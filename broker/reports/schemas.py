@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainSerializer
 
 from broker.accounting.schemas import Source
+from broker.reports.measures import INFINITE, Value
+
+
+def _carried(value: Value) -> Value:
+    """A figure as JSON can carry it: it has no infinite numbers."""
+    return INFINITE if value == math.inf else value
+
+
+Carried = Annotated[Value, PlainSerializer(_carried, when_used="json")]
 
 
 class MeasureView(BaseModel):
@@ -62,10 +73,12 @@ class Coverage(BaseModel):
 
 
 class Line(BaseModel):
-    """One line: what it is about, its figures (null: unknown, never 0), and the way to the jobs behind it."""
+    """One line: what it is about, its figures, and the way to the jobs behind it."""
 
     key: dict[str, str]
-    values: dict[str, float | str | None]
+    values: dict[str, Carried] = Field(
+        description=f'null: unknown, never 0; "{INFINITE}" of a number: it is infinite'
+    )
     coverage: dict[str, Coverage] = Field(description="Of the figures that not everything has data for")
     jobs_url: str | None = Field(description="The jobs behind this line; null where the report is of none")
 

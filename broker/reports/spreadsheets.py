@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from broker.audit.reading import csv_text
-from broker.reports.measures import Value
+from broker.reports.measures import INFINITE, Value
 from broker.reports.schemas import Coverage, JobFacts, Line, ReportView
 
 
@@ -56,4 +57,6 @@ def _heads(name: str, coverage: Coverage) -> tuple[str, str]:
 
 
 def _shown(value: Value) -> str:
+    if value == math.inf:
+        return INFINITE
     return f"{value:.15g}" if isinstance(value, int | float) else value or ""

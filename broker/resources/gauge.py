@@ -27,7 +27,7 @@ from broker.resources.idling import follow_gpus, rule_of, tell
 from broker.resources.job_usage import Taken, forget_usage, keep_usage
 from broker.resources.usage import CpuMeter, GpuUse, JobUse, Source, choose, slurm_use, with_slurm
 from broker.runs.tables import JobRow
-from broker.runs.telemetry import contained, slurm_call
+from broker.runs.telemetry import contained, everybodys, slurm_call
 from broker.runs.views import running_jobs
 from broker.slurm import QueueJob, QueueSnapshot, SlurmClient, StepUsage
 
@@ -175,20 +175,35 @@ class Gauge:
         return with_slurm(choose([*gpus, *whole], entry.tres.gpus), meter.look(now, steps), memory)
 
     def _keep(self, now: datetime, taken: Sequence[Taken], running: Sequence[JobRow]) -> None:
-        forget = time.monotonic() >= self._forget_after
-        rule = rule_of(self._ctx, self._cluster)
-        found: dict[str, Standing] = {}
-        if taken or forget or running:
+        """Everything in one transaction; where a defect in one run's undoes that, each run in its own."""
+        try:
+            found = self._store(now, taken, running)
+        except Exception as error:
+            if everybodys(error):
+                raise
+            log.warning("looks_kept_one_by_one", cluster=self._cluster, detail=str(error))
+            found = {}
+            for run_id in {job.run_id for job in running}:
+                with contained("use_not_kept", cluster=self._cluster, run_id=run_id):
+                    of_run = [one for one in taken if one.job.run_id == run_id]
+                    found |= self._store(now, of_run, [job for job in running if job.run_id == run_id])
+        if time.monotonic() >= self._forget_after:
             with self._ctx.db.write() as session:
                 self._lease.confirm(session)
-                keep_usage(session, self._cluster, now, taken)
-                if rule is not None:
-                    uses = {one.job.id: one.use for one in taken}
-                    found = follow_gpus(session, rule, now, running, uses)
-                if forget:
-                    self._forget_after = time.monotonic() + FORGET_S
-                    forget_usage(session, self._ctx.settings.resources, now)
+                forget_usage(session, self._ctx.settings.resources, now)
+            self._forget_after = time.monotonic() + FORGET_S
         tell(self._ctx, self._cluster, self._lease, now, running, found)
+
+    def _store(self, now: datetime, taken: Sequence[Taken], running: Sequence[JobRow]) -> dict[str, Standing]:
+        """Store the look at some jobs; how each stands that leaves GPUs idle or may come to (`follow_gpus`)."""
+        rule = rule_of(self._ctx, self._cluster)
+        if not (taken or running):
+            return {}
+        with self._ctx.db.write() as session:
+            self._lease.confirm(session)
+            keep_usage(session, self._cluster, now, taken)
+            uses = {one.job.id: one.use for one in taken}
+            return follow_gpus(session, rule, now, running, uses) if rule is not None else {}
 
 
 def used_by_node(looks: Iterable[JobUse]) -> dict[str, tuple[float, int]]:

@@ -5,6 +5,7 @@ Slurm is not here: `Slurm` answers with records, some of them out of recordings 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -158,6 +159,8 @@ def test_of_each_day_the_last_look_at_the_shares_is_kept(site: Site) -> None:
     assert by_name["team-a", "kim"].user == "main:kim", "nobody's Unix account"
     recorded_one = next(one for one in parsed("shares")[0] if (one.account, one.user) == ("team-a", "kim"))
     assert by_name["team-a", "kim"].raw_usage == recorded_one.raw_usage
+    assert by_name["team-a", ""].level_fs == math.inf, "it has shares and used nothing"
+    assert by_name["default", ""].level_fs == 0.25
 
 
 def test_gpus_whose_type_nobody_tells_have_that_of_the_nodes_where_the_numbers_agree() -> None:

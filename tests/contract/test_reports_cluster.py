@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -91,7 +92,7 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
         shares = [
             share("team-a", "", "2026-05-14", level_fs=9.0),
             share("team-a", "", "2026-05-15", level_fs=1.5),
-            share("team-a", "ann", "2026-05-15", level_fs=None),
+            share("team-a", "ann", "2026-05-15", level_fs=math.inf),
             share("team-a", "bob", "2026-05-15", level_fs=0.5),
             share("team-b", "", "2026-05-15", level_fs=0.75),
             share("team-b", "eve", "2026-05-15"),
@@ -270,7 +271,7 @@ def test_fair_shares_are_the_last_of_the_period_for_whom_they_concern(api: Api) 
     before = lines(ask(api, "fairshare", until="2026-05-15"))
     assert before["team-a",]["level_fs"] == 9.0
     people = lines(ask(api, "fairshare", by="user"))
-    assert people["bob",]["fair_share"] == 0.9 and people["ann",]["level_fs"] is None
+    assert people["bob",]["fair_share"] == 0.9 and people["ann",]["level_fs"] == "Infinity"
     assert set(lines(ask(api, "fairshare", "boss", by="user"))) == {("ann",), ("bob",)}
     assert set(lines(ask(api, "fairshare", "boss"))) == {("team-a",)}
     assert lines(ask(api, "fairshare", "eve")) == {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from broker.accounting.event_tables import AccountingShareRow
@@ -64,6 +67,7 @@ class Place:
 
 def _figures(rows: list[Share]) -> dict[str, Any]:
     alone = rows[0] if len(rows) == 1 else dict.fromkeys(NUMBERS)
+    alone = alone | {"level_fs": "Infinity" if alone["level_fs"] == math.inf else alone["level_fs"]}
     seen = datetime.fromtimestamp(max(one["taken_at"] for one in rows), UTC)
     return {name: alone[name] for name in NUMBERS} | {"seen": f"{seen:%Y-%m-%dT%H:%M:%SZ}"}
 
@@ -90,7 +94,7 @@ def looked(chance: random.Random, cluster: str, day: date) -> Iterator[Share]:
                 "raw_usage": chance.randrange(10**9),
                 "effective_usage": round(chance.random(), 6),
                 "fair_share": round(chance.random(), 6) if unix_user else None,
-                "level_fs": chance.choice((None, round(3 * chance.random(), 6))),
+                "level_fs": chance.choice((None, math.inf, round(3 * chance.random(), 6))),
                 "taken_at": taken,
             }
 
@@ -143,7 +147,7 @@ def test_a_line_is_of_the_last_look_within_its_period(place: Place, by: tuple[st
 
 
 def test_a_part_of_a_period_has_the_last_look_of_that_part(place: Place) -> None:
-    part = {"since": date(2025, 12, 10), "until": date(2026, 1, 20)}
+    part: dict[str, Any] = {"since": date(2025, 12, 10), "until": date(2026, 1, 20)}
     found = lines(place.ask("month", "cluster", "tenant", **part))
     assert found == place.by_hand("month", "cluster", "tenant", people=False, **part)
     assert {key[0] for key in found} == {"2025-12", "2026-01"}
@@ -164,12 +168,30 @@ def test_over_time_too_everybody_sees_what_concerns_them(place: Place) -> None:
 @pytest.mark.parametrize("figure", ["level_fs", "raw_usage", "seen"])
 def test_sorted_by_a_figure_the_most_come_first_and_the_unknown_last(place: Place, figure: str) -> None:
     values = [line["values"][figure] for line in place.ask("cluster", "tenant", "day", sort=figure)["lines"]]
-    known = [value for value in values if value is not None]
-    assert values == sorted(known, reverse=figure != "seen") + [None] * (len(values) - len(known))
-    assert len(known) < len(values) or figure != "level_fs"
+    known = [float(one) if figure != "seen" else one for one in values if one is not None]
+    assert known == sorted(known, reverse=figure != "seen")
+    assert values[len(known) :] == [None] * (len(values) - len(known))
+    if figure == "level_fs":
+        assert values[0] == "Infinity" and values[-1] is None and known[-1] < 3
 
 
 def test_they_are_saved_over_time_too(place: Place) -> None:
     wanted = {"since": FIRST, "until": AFTER, "by": ["tenant", "week"], "cluster": "main", "format": "csv"}
     text = place.api.call("GET", "/reports/fairshare", "root", params=wanted).text
     assert text.splitlines()[1].startswith('"team-a","2025-W47",')
+
+
+def test_who_used_nothing_is_due_most_and_files_say_so(place: Place) -> None:
+    by = ("cluster", "tenant", "day")
+    levels = [one["values"]["level_fs"] for one in place.ask(*by, sort="level_fs")["lines"]]
+    asked = {"since": FIRST, "until": AFTER, "by": by, "sort": "level_fs"}
+    saved = {
+        format: place.api.call("GET", "/reports/fairshare", "root", params=asked | {"format": format})
+        for format in ("csv", "parquet")
+    }
+    rows = saved["csv"].text.splitlines()[1:]
+    assert [one.split('","')[3] for one in rows[: len(levels)]] == [
+        "" if one is None else one if isinstance(one, str) else f"{one:.15g}" for one in levels
+    ]
+    column = pq.read_table(io.BytesIO(saved["parquet"].content)).column("level_fs").to_pylist()
+    assert column == [None if one is None else float(one) for one in levels] and column[0] == math.inf

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import func, insert, select
 
 from broker.cli import main
@@ -21,8 +22,8 @@ from broker.db import leases, utcnow
 from broker.db.leases import LeaseLost
 from broker.hosts import LocalHost
 from broker.hosts.files import tail_all
-from broker.resources import dcgm, nvidia_smi
-from broker.resources.job_usage import forget_usage, over_time
+from broker.resources import dcgm, job_usage, nvidia_smi
+from broker.resources.job_usage import HOUR, forget_usage, over_time
 from broker.resources.keeper import ResourceKeeper
 from broker.runs.measured import JobUsageRow, JobUsageSampleRow, measured_gpus
 from broker.runs.tables import JobRow, RunRow
@@ -155,6 +156,51 @@ def test_samples_that_a_defect_keeps_from_being_read_hide_nobody_elses(
     world.tick()
     assert world.usage(sound)["gpu_util"]["used"] == 90
     assert world.usage(broken)["gpu_util"] is None
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["kept", "stored"])
+def test_use_that_cannot_be_stored_keeps_nobody_elses_from_being_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A defect of ours in making the row, and a value that the database does not take."""
+    broken, sound = world.run_of("ann", 42), world.run_of("ann", 43)
+    world.host.rows |= {42: ("00:40:00", 4 << 30), 43: ("00:40:00", 4 << 30)}
+    for run_id in (broken, sound):
+        world.sample(run_id, line(0, 90), line(1, 50))
+    renew = job_usage._renew
+
+    def renewed(row: JobUsageRow, cluster: str, now: datetime, one: job_usage.Taken) -> None:
+        renew(row, cluster, now, one)
+        if one.job.run_id == broken and where == "kept":
+            raise ValueError("a defect")
+        if one.job.run_id == broken:
+            row.use = {"a set": {1}}
+
+    monkeypatch.setattr(job_usage, "_renew", renewed)
+    before = REGISTRY.get_sample_value("broker_worker_defects_total") or 0.0
+    world.tick()
+    assert REGISTRY.get_sample_value("broker_worker_defects_total") == before + 1
+    assert world.usage(sound)["memory_mib"]["used"] == 4096 and len(world.usage(sound)["history"]) == 1
+    assert world.usage(broken)["taken_at"] is None and world.usage(broken)["history"] == []
+    with world.ctx.db.read() as session:
+        looks = session.scalars(select(JobUsageSampleRow.memory_n).where(JobUsageSampleRow.step_s == HOUR))
+        assert looks.all() == [1], "what was undone counts once"
+
+
+@BOTH
+def test_all_looks_are_one_transaction_while_nothing_is_wrong(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (42, 43, 44):
+        world.run_of("ann", number)
+        world.host.rows[number] = "00:40:00", 4 << 30
+    world.tick()
+    begun: list[int] = []
+    write = world.ctx.db.write
+    monkeypatch.setattr(world.ctx.db, "write", lambda: begun.append(1) or write())
+    world.tick()
+    assert len(begun) == 1
 
 
 def test_one_sstat_and_one_command_for_the_samples_whatever_the_number_of_jobs(world: World) -> None:

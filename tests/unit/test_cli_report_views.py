@@ -26,6 +26,7 @@ def shown(
     scope: str = "all",
     sort: str | None = None,
     key: str = "2026-11-21",
+    **figures: float | str,
 ) -> str:
     """A report of two lines as a terminal of that width shows it."""
     report = describe(REPORTS[name]).model_dump(mode="json")
@@ -33,6 +34,7 @@ def shown(
     values = {
         one["name"]: texts.get(one["name"], AN_HOUR.get(one["unit"], 1.5)) for one in report["measures"]
     }
+    values |= figures
     by = report["default_by"]
     keys = [dict.fromkeys(by, "a100") | {"began" if "began" in by else by[0]: one} for one in ("a100", key)]
     lines = [{"key": one, "values": values, "coverage": {}} for one in keys]
@@ -87,3 +89,11 @@ def test_headings_fold_before_a_reason_does() -> None:
     wide = io.StringIO()
     Console(width=80, file=wide).print(Fitted(("TIME UNTIL ELIGIBLE>", "WHY"), rows))
     assert "TIME UNTIL ELIGIBLE" in wide.getvalue(), "where there is room, a heading has one row"
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_who_has_shares_and_used_nothing_is_due_without_end(lang: Language) -> None:
+    text = shown("fairshare", 120, lang, level_fs="Infinity")
+    rows = [line for line in text.splitlines() if "∞" in line]
+    assert len(rows) == 3 and "Infinity" not in text and "?" not in text
+    assert len({line.count("█") for line in rows[:2]} - {0}) == 1, "it has the longest bar there is"
