@@ -209,7 +209,6 @@ class ClusterRow(Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     polled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    accounting_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     slurm_version: Mapped[str | None] = mapped_column(String(32))
     trouble: Mapped[str | None]
     trouble_since: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -386,6 +386,9 @@ def upgrade() -> None:
     with op.batch_alter_table("job_usage_samples", schema=None) as batch_op:
         batch_op.create_index("ix_job_usage_samples_step_s_at", ["step_s", "at"], unique=False)
 
+    with op.batch_alter_table("clusters", schema=None) as batch_op:
+        batch_op.drop_column("accounting_at")
+
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("progress", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("usual", sa.JSON(), nullable=True))
@@ -424,6 +427,11 @@ def downgrade() -> None:
         batch_op.drop_column("spent_s")
         batch_op.drop_column("usual")
         batch_op.drop_column("progress")
+
+    with op.batch_alter_table("clusters", schema=None) as batch_op:
+        batch_op.add_column(
+            sa.Column("accounting_at", broker.db.types.UTCDateTime(timezone=True), nullable=True)
+        )
 
     with op.batch_alter_table("job_usage_samples", schema=None) as batch_op:
         batch_op.drop_index("ix_job_usage_samples_step_s_at")

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, inspect, select
@@ -56,6 +57,18 @@ def test_tables_and_migrations_agree(db):
 def test_upgrade_again_changes_nothing(db):
     schema.upgrade(db)
     assert schema.upgrade(db) == (schema.head(), schema.head())
+
+
+def test_the_last_migration_can_be_taken_back_and_made_again(db):
+    schema.upgrade(db)
+    made = schema.config()
+    with db.engine.execution_options(broker_write=True).begin() as connection:
+        made.attributes["connection"] = connection
+        command.downgrade(made, "-1")
+    assert "accounting_at" in {column["name"] for column in inspect(db.engine).get_columns("clusters")}
+    before, after = schema.upgrade(db)
+    assert before != after == schema.head()
+    assert "accounting_at" not in {column["name"] for column in inspect(db.engine).get_columns("clusters")}
 
 
 def test_many_processes_may_upgrade_at_once(url):
