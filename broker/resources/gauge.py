@@ -195,7 +195,7 @@ class Gauge:
         tell(self._ctx, self._cluster, self._lease, now, running, found)
 
     def _store(self, now: datetime, taken: Sequence[Taken], running: Sequence[JobRow]) -> dict[str, Standing]:
-        """Store the look at some jobs; how each stands that leaves GPUs idle or may come to (`follow_gpus`)."""
+        """Store the look at some jobs in one transaction; how their GPUs stand (`follow_gpus`)."""
         rule = rule_of(self._ctx, self._cluster)
         if not (taken or running):
             return {}

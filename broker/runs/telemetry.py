@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from broker import metrics
 from broker.db.leases import LeaseLost
@@ -39,15 +41,33 @@ def slurm_call(cluster: str, operation: str) -> Iterator[None]:
 @contextmanager
 def contained(event: str, *, but: tuple[type[Exception], ...] = (), **about: str) -> Iterator[None]:
     """What goes wrong meanwhile, with one run or one part of a look, is logged, counted and holds up nothing
-    else. A lease that was lost is everybody's, and raised; so is what `but` names.
+    else. What is everybody's (`everybodys`) is raised; so is what `but` names: within a transaction that
+    others share, `SQLAlchemyError`, after which PostgreSQL keeps nothing of it.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, (LeaseLost, *but)):
+        if everybodys(error) or isinstance(error, but):
             raise
         log.exception(event, **about)
         metrics.WORKER_DEFECTS.inc()
+
+
+def everybodys(error: Exception) -> bool:
+    """Whether an error is no defect in what concerns one run: the lease is lost, or the database is away,
+    full, has no connection left, or is in a transaction that failed before. A value it does not take, or a
+    lock that one row is under, is one run's.
+    """
+    if isinstance(error, OperationalError):
+        state = getattr(error.orig, "sqlstate", None)
+        return state is None or state.startswith(_AWAY)
+    return isinstance(error, (LeaseLost, InterfaceError, InternalError, PendingRollbackError, PoolTimeout))
+
+
+_AWAY = ("08", "53", "57P", "58")
+"""Of SQLSTATE (PostgreSQL, appendix A): connection, resources, shutdown, system. SQLite has none, nor has a
+server that was not reached.
+"""
 
 
 @contextmanager
