@@ -138,7 +138,7 @@ class CostEstimate(BaseModel):
 
 
 class CostView(BaseModel):
-    """Costs of a period. `total` is the sum of the lines as they stand, those beyond `limit` too."""
+    """Costs of a period. `total` is exact and rounded once: the same however it is split."""
 
     currency: str
     since: date
@@ -149,6 +149,10 @@ class CostView(BaseModel):
     lines: Sequence[CostLine]
     left_out: int = Field(description="Lines beyond `limit`; they are in `total`")
     total: CostLine
+    rounding: Decimal | None = Field(
+        description="The total's amount less those of all lines, those beyond `limit` too: each is rounded "
+        "by itself"
+    )
     corrections: Sequence[CorrectedPrice] = Field(
         description="Prices of this period that were corrected after they had begun to hold, in the order in "
         "which they were: why an answer from before differs"
@@ -171,6 +175,9 @@ class RunCost(BaseModel):
     complete: bool = Field(description="All its jobs are in accounting, and ended")
     jobs: Sequence[JobCost]
     total: CostLine
+    rounding: Decimal | None = Field(
+        description="The total's amount less those of all jobs: each is rounded by itself"
+    )
     corrections: Sequence[CorrectedPrice] = Field(
         description="Prices of what it used that were corrected after they had begun to hold"
     )

@@ -1,4 +1,4 @@
-"""Costs as the API shows them: items added up into lines, each rounded once, and their sum."""
+"""Costs as the API shows them: items added up into lines and a total, each rounded once from exact sums."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def view_costs(
     """Costs of a period by line: in the order of time where that is asked for, else the most first."""
     pricing, currency = pricing_of(session, settings), settings.currency
     found = costs(session, wanted, scope, pricing)
-    lines, left_out, total = _of_costs(found, wanted, currency, limit)
+    lines, left_out, total, rounding = _of_costs(found, wanted, currency, limit)
     return CostView(
         currency=currency,
         since=wanted.since,
@@ -67,6 +67,7 @@ def view_costs(
         lines=lines,
         left_out=left_out,
         total=total,
+        rounding=rounding,
         corrections=[told(one) for one in pricing.corrections(wanted)],
         sources=read_up_to(session),
     )
@@ -90,35 +91,28 @@ def told(correction: Correction) -> CorrectedPrice:
     )
 
 
-_Shown = tuple[list[CostLine], int, CostLine]
-"""The lines up to the limit, how many there are beyond, and the total of all."""
+_Shown = tuple[list[CostLine], int, CostLine, Decimal | None]
+"""The lines up to the limit, how many there are beyond, the total of all, and its rounding difference."""
 
 
 def _of_costs(found: Costs | None, wanted: Wanted, currency: str, limit: int) -> _Shown:
-    """There may be hundreds of thousands of lines: each is rounded, for it counts in the total; only those
-    that are shown become more than numbers.
+    """There may be hundreds of thousands of lines: each is rounded, for the rounding difference is of all;
+    only those that are shown become more than numbers.
     """
     if found is None:
-        return [], 0, _total([], [])
-    fates = {"amount": (Fate.OWN, Fate.FAULT), "faults": (Fate.FAULT,), "exempt": (Fate.EXEMPT,)}
-    units = {name: in_units(found.amounts(*of), currency) for name, of in fates.items()}
+        return [], 0, _line({}, [], currency), None
+    amounts = in_units(found.amounts(Fate.OWN, Fate.FAULT), currency)
     order: Sequence[int] = range(len(found.lines))
     if not any(name in PERIODS for name in wanted.by):
-        amounts = units["amount"]
         order = sorted(order, key=lambda at: (amounts[at] is None, -(amounts[at] or 0)))
     shown = [found.lines[at] for at in order[:limit]]
     of_key = dict(by_line(found.items(shown)))
     lines = [
         _line(dict(zip(wanted.by, key, strict=True)), of_key[key], currency) for key in map(found.key, shown)
     ]
-    digits = digits_of(currency)
-    whole = {
-        name: Decimal(sum(known)).scaleb(-digits)
-        if (known := [one for one in of if one is not None])
-        else None
-        for name, of in units.items()
-    }
-    return lines, len(order) - len(shown), CostLine(key={}, **whole, **_hours(found.whole()))
+    total = _line({}, found.whole(), currency)
+    added = Decimal(sum(one or 0 for one in amounts)).scaleb(-digits_of(currency))
+    return lines, len(order) - len(shown), total, _rounding(total, added)
 
 
 def by_line(found: Iterable[Item]) -> list[tuple[tuple[str, ...], list[Item]]]:
@@ -158,6 +152,7 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         times = {"started_at": _moment(row.start_at), "counted_to": _moment(row.counted_to)}
         lines.append(JobCost(**dict(line), **times))
         priced += own
+    total = _line({}, priced, settings.currency)
     submitted = {name for name, job in names.items() if job.submitted_at is not None}
     ended = RunState(run.state).final and all(row.end_at is not None for row in found)
     return RunCost(
@@ -165,7 +160,8 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         currency=settings.currency,
         complete=ended and submitted <= {row.name for row in found},
         jobs=lines,
-        total=_total(lines, priced),
+        total=total,
+        rounding=_rounding(total, sum((line.amount or Decimal() for line in lines), Decimal())),
         corrections=[told(one) for one in pricing.corrected if any(_touches_job(one, job) for job in found)],
         sources=read_up_to(session),
     )
@@ -194,15 +190,9 @@ def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine
     return CostLine(key=key, **amounts, exempt=charged(Fate.EXEMPT), **_hours(found))
 
 
-def _total(lines: Sequence[CostLine], found: Sequence[Item]) -> CostLine:
-    """The sum of the lines as they are shown; hours have nothing to be rounded to."""
-
-    def added(name: str) -> Decimal | None:
-        known = [amount for line in lines if (amount := getattr(line, name)) is not None]
-        return sum(known, Decimal()) if known else None
-
-    amounts = {name: added(name) for name in ("amount", "faults", "exempt")}
-    return CostLine(key={}, **amounts, **_hours(found))
+def _rounding(total: CostLine, added: Decimal) -> Decimal | None:
+    """What the lines, each rounded by itself, fall short of the total."""
+    return None if total.amount is None else total.amount - added
 
 
 def _hours(parts: Iterable[Item]) -> dict[str, dict[str, float]]:

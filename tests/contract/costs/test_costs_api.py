@@ -66,7 +66,11 @@ def test_costs_are_what_the_jobs_say_one_by_one(api: Api) -> None:
         assert {key: sum(line["unpriced"].values()) for key, line in told.items() if line["unpriced"]} == {
             key: pytest.approx(float(hours), abs=1e-3) for key, hours in left.items()
         }
-        assert Decimal(view["total"]["amount"]) == sum(Decimal(line["amount"] or 0) for line in view["lines"])
+        whole = sum(paid.values())
+        assert view["total"]["amount"] == str(round(whole)), "the same however it is split"
+        assert Decimal(view["rounding"]) == round(whole) - sum(map(round, paid.values()))
+        few = costs(api, by=by, limit=1)
+        assert (few["total"], few["rounding"]) == (view["total"], view["rounding"])
 
 
 def test_months_and_days_add_up_to_the_period(api: Api) -> None:
@@ -74,8 +78,10 @@ def test_months_and_days_add_up_to_the_period(api: Api) -> None:
     for time in ("month", "week", "day"):
         view = costs(api, by=[time, "user"], since="2026-09-01", until="2026-12-01")
         paid, _ = one_by_one(api, (), since="2026-09-01", until="2026-12-01")
-        off = abs(Fraction(view["total"]["amount"]) - paid[()])
-        assert off <= Fraction(len(view["lines"]), 2), "each line is rounded once"
+        assert view["total"]["amount"] == str(round(paid[()]))
+        assert Fraction(view["rounding"]) == round(paid[()]) - sum(
+            Fraction(line["amount"] or 0) for line in view["lines"]
+        )
         keys = [tuple(line["key"].values()) for line in view["lines"]]
         assert keys == sorted(keys)
 
@@ -148,6 +154,19 @@ def test_filters_narrow_costs_by_day_and_by_run(api: Api) -> None:
         assert told == {key: str(round(amount)) for key, amount in paid.items()} and told
 
 
+def test_many_small_amounts_are_as_much_as_their_sum_however_they_are_split(api: Api) -> None:
+    enter(api, price(amount="0.4", valid_from="2026-01-01"))
+    with api.ctx.db.write() as session:
+        for number in range(10):
+            few: dict[str, Any] = {"user": "kim", "run_id": f"run-{20 + number}", "cpus": 1}
+            keep(session, job(950 + number, at("2026-10-05T01:00"), **few))
+    by_run = costs(api, by="run", user="kim")
+    assert {line["amount"] for line in by_run["lines"]} == {"0"} and len(by_run["lines"]) == 10
+    assert (by_run["total"]["amount"], by_run["rounding"]) == ("4", "4")
+    whole = costs(api, by="user", user="kim")
+    assert (whole["total"]["amount"], whole["rounding"]) == ("4", "0")
+
+
 def test_gpus_of_a_type_cost_what_that_type_costs_whatever_else_their_jobs_had(api: Api) -> None:
     enter(api, *PRICES)
     for by in (("tenant",), ("run",)):
@@ -184,6 +203,7 @@ def test_a_run_costs_what_all_its_attempts_do(api: Api) -> None:
     run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
     nothing = api.call("GET", f"/runs/{run}/cost", "ann").json()
     assert (nothing["jobs"], nothing["total"]["amount"], nothing["complete"]) == ([], None, False)
+    assert nothing["rounding"] is None
     enter(api, *PRICES)
     with api.ctx.db.write() as session:
         rows = session.scalars(select(JobRow).where(JobRow.run_id == run).order_by(JobRow.position)).all()
@@ -208,6 +228,7 @@ def test_a_run_costs_what_all_its_attempts_do(api: Api) -> None:
         ("trainer", "NODE_FAIL", "225", "225"),
     ]
     assert (found["total"]["amount"], found["total"]["unpriced"]) == ("550", {"gpu_hour": 2.0})
+    assert found["rounding"] == "0"
     assert found["complete"] is False, "the run has not ended"
     lines = costs(api, "ann", by="run", since="2026-10-14", until="2026-10-16")["lines"]
     assert {line["key"]["run"]: line["amount"] for line in lines}[run] == "550"
