@@ -139,22 +139,6 @@ def withdraw(
     emit({"withdrawn": price}, lambda: f"Withdrew {price}.", as_json=as_json)
 
 
-def corrections_told(found: dict[str, Any]) -> list[str]:
-    """The corrections with which an earlier answer about costs was another, a sentence each."""
-    return [_correction(one, found["currency"]) for one in found["corrections"]]
-
-
-def _correction(one: dict[str, Any], currency: str) -> str:
-    was = "no price of its own" if one["was"] is None else f"{grouped(one['was'])} {currency}"
-    now = "withdrawn 철회" if one["corrected_by"] is None else "no price of its own"
-    now = now if one["now"] is None else f"{grouped(one['now'])} {currency}"
-    ids = f"{one['price']} → {one['corrected_by']}" if one["corrected_by"] else one["price"]
-    return (
-        f"Corrected 정정 {when(one['at'])} by {one['by']}: {one['resource']}, {place_of(one)}, "
-        f"{one['held_from']} to {one['held_until']}: {was} → {now} ({ids}): {one['why']}"
-    )
-
-
 def _entered(price: dict[str, Any]) -> str:
     amount = price["amount"]
     told = "no price of its own" if amount is None else f"{grouped(amount)} {price['currency']}"
@@ -177,13 +161,13 @@ def _check_amount(option: str, amount: str | None, end: bool) -> None:
         )
 
 
-def place_of(price: dict[str, Any]) -> str:
+def place_of(price: dict[str, Any], everywhere: str = "everywhere") -> str:
     """Where a price holds, in words.
 
     >>> place_of({"cluster": "*", "partition": "*", "qos": "idle", "gpu_type": "a100"})
     'qos idle, gpu_type a100'
     """
-    return ", ".join(f"{part} {price[part]}" for part in _PLACE if price[part] != "*") or "everywhere"
+    return ", ".join(f"{part} {price[part]}" for part in _PLACE if price[part] != "*") or everywhere
 
 
 def _is_number(amount: str) -> bool:

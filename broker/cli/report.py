@@ -12,7 +12,7 @@ from broker.cli.options import Json, api, examples
 from broker.cli.output import emit
 from broker.cli.periods import Last, Since, Until, chosen_period
 from broker.cli.report_views import jobs_view, list_view, report_view
-from broker.cli.report_words import Language
+from broker.cli.report_words import Lang
 from broker.cli.splitting import Lines, by_option, chosen_filters, where_option
 from broker.errors import InvalidRequest
 
@@ -47,7 +47,6 @@ Format = Annotated[
         "--format", metavar="FORMAT", help="`csv`, `json` or `parquet`; else as the file's name says."
     ),
 ]
-Lang = Annotated[Language, typer.Option("--lang", help="Language of headings and meanings.")]
 
 
 def report(

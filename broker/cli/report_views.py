@@ -141,14 +141,14 @@ def jobs_view(items: Sequence[dict[str, Any]], *, more: bool) -> RenderableType:
 
 def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: Language) -> RenderableType:
     """A report; bars show the figure that orders it. `explain`: with what each figure means."""
-    measures = _told_once(found["report"]["measures"], lang)
+    report = found["report"]
+    measures = _told_once(report["measures"], lang)
     first = sort or measures[0]["name"]
-    order = next(one for one in found["report"]["measures"] if one["name"] == first)
+    order = next(one for one in report["measures"] if one["name"] == first)
     sizes = [_value(line, order) for line in found["lines"]]
     largest = max((size for size in sizes if isinstance(size, int | float) and size < math.inf), default=0)
     names = {
-        name: {one["value"]: one[TITLE[lang]] for one in values}
-        for name, values in found["report"]["values"].items()
+        name: {one["value"]: one[TITLE[lang]] for one in values} for name, values in report["values"].items()
     }
     rows = [
         (
@@ -169,7 +169,7 @@ def report_view(found: dict[str, Any], sort: str | None, explain: bool, lang: La
         *_heads(measures, first, lang),
     )
     parts: list[RenderableType] = [
-        Text(harmless(_headline(found, lang)), style="bold"),
+        Text(harmless(headline(report[TITLE[lang]], found, lang, now=report["now"])), style="bold"),
         table(heads, rows, empty=WORDS[lang]["empty"]),
     ]
     if explain:
@@ -241,13 +241,12 @@ def _value(line: dict[str, Any], measure: dict[str, Any]) -> float | str | None:
     return float(value) if isinstance(value, str) and measure["unit"] not in _TEXTS else value
 
 
-def _headline(found: dict[str, Any], lang: Language) -> str:
+def headline(title: str, found: dict[str, Any], lang: Language, *, now: bool = False) -> str:
+    """What it is, of which period (or how it stands `now`), and whose."""
     words = WORDS[lang]
-    period = (
-        words["now"] if found["report"]["now"] else words["period"].format(found["since"], found["until"])
-    )
+    period = words["now"] if now else words["period"].format(found["since"], found["until"])
     whose, _, name = found["scope"].partition(" ")
-    return f"{found['report'][TITLE[lang]]}, {period}, {f'{words[whose]} {name}'.strip()}"
+    return f"{title}, {period}, {f'{words[whose]} {name}'.strip()}"
 
 
 def _age(seconds: float) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+import typer
 
 Language = Literal["en", "ko"]
+Lang = Annotated[Language, typer.Option("--lang", help="Language of headings and meanings.")]
 TITLE: Final = {"en": "title", "ko": "title_ko"}
 DEFINITION: Final = {"en": "definition", "ko": "definition_ko"}
 WORDS: Final = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_wrong_price_is_corrected_and_costs_say_what_they_were(call: Call) -> 
     )
     right = said.split()[2].rstrip(":")
     shown = call("costs", "--last", "month")
-    told = line(shown, "Corrected 정정")
+    told = line(shown, "Corrected")
     assert f"by root: core_hour, everywhere, {FIRST} to " in told
     assert told.endswith(f": 15,000 KRW → 1,500 KRW ({wrong} → {right}): 한 자리 더 쳤음")
     assert "18,000" in line(shown, "total")
@@ -95,7 +96,7 @@ def test_a_wrong_price_is_corrected_and_costs_say_what_they_were(call: Call) -> 
     assert "say why" in call("prices", "withdraw", right, status=2)
     assert f"Withdrew {right}" in call("prices", "withdraw", right, "--why", "never agreed")
     shown = call("costs", "--last", "month")
-    assert f"1,500 KRW → withdrawn 철회 ({right}): never agreed" in shown
+    assert f"1,500 KRW → withdrawn ({right}): never agreed" in shown
     assert "?" in line(shown, "total")
     said = call("prices", "correct", wrong, "--amount", "2", "--why", "again", status=75)
     assert f"{right}, which stood in its place, was withdrawn already" in said
@@ -114,7 +115,37 @@ def test_a_run_that_a_correction_touches_says_so(call: Call, api: Api) -> None:
     assert "Corrected" not in call("costs", "--run", run)
     call("prices", "correct", wide, "--amount", "6", "--why", "as agreed")
     shown = call("costs", "--run", run)
-    assert "5 KRW → 6 KRW" in line(shown, "Corrected 정정") and "Not all of it is counted yet" in shown
+    assert "5 KRW → 6 KRW" in line(shown, "Corrected") and "Not all of it is counted yet" in shown
+
+
+def test_costs_are_told_in_one_language(call: Call, api: Api) -> None:
+    made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
+    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
+    with api.ctx.db.write() as session:
+        keep(session, job(3, at(f"{FIRST}T10:00"), run_id=run))
+    wrong = call("prices", "set", "core_hour", "5", "--from", f"{FIRST}").split(":")[0]
+    call("prices", "correct", wrong, "--amount", "6", "--why", "as agreed")
+    for words in (("--last", "month"), ("--run", run)):
+        english = call("costs", *words)
+        assert not re.search("[가-힣]", english), english
+        assert "FAULTS" in english and "complete up to" in english and "6 KRW" in line(english, "Corrected")
+        korean = call("costs", *words, "--lang", "ko")
+        for word in ("FAULTS", "HOURS", "UNPRICED", "total", "Corrected", "complete up to", "core h"):
+            assert word not in korean, korean
+        assert "금액(KRW)" in korean and "단가 없음" in korean and "코어 시간" in line(korean, "합계")
+        assert f"{FIRST}부터" in line(korean, "정정") and "전체" in line(korean, "정정")
+    assert line(call("costs", "--last", "month", "--lang", "ko"), "비용").endswith("(UTC), 전체")
+
+
+def test_what_rounding_each_line_leaves_out_is_a_line_of_its_own(call: Call) -> None:
+    price = call("prices", "set", "core_hour", "0.05", "--from", f"{FIRST}").split(":")[0]
+    shown = call("costs", "--last", "month", "--by", "user")  # 8 and 4 core hours: 0.4 and 0.2
+    assert line(shown, "rounding").split() == ["rounding", "1"]
+    assert line(shown, "total").split()[:2] == ["total", "1"]
+    korean = call("costs", "--last", "month", "--by", "user", "--lang", "ko")
+    assert line(korean, "반올림 차이").split()[-1] == "1"
+    call("prices", "correct", price, "--amount", "5", "--why", "not in cents")
+    assert "rounding" not in call("costs", "--last", "month", "--by", "user")
 
 
 def test_what_can_not_be_asked_is_told(call: Call) -> None:
