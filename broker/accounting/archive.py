@@ -260,7 +260,10 @@ def _open_rows(session: Session, cluster: str, keys: Sequence[tuple[int, int]]) 
 def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     """Add to the days' sums and histograms (negative amounts take away)."""
     sums.settle()
-    packed.stale(session, cluster, {key[0] for key in sums.days} | {key[0] for key in sums.waits})
+    lessened = {key[0] for key, amounts in sums.days.items() if min(amounts.values()) < 0}
+    lessened |= {place[0] for place, jobs in sums.waits.items() if jobs < 0}
+    changed = {key[0] for key in sums.days} | {place[0] for place in sums.waits}
+    packed.stale(session, cluster, changed, lessened)
     days = [
         dict(zip(_DAY_KEY, (cluster, day, *who, outcome), strict=True)) | amounts
         for (day, who, outcome), amounts in sorted(sums.days.items())

@@ -9,7 +9,7 @@ in `accounting_packed`. Whoever changes a day's sums marks its columns as stale 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import date
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -60,10 +60,11 @@ class Day(NamedTuple):
     columns: pa.Table
 
 
-def stale(session: Session, cluster: str, days: Iterable[date]) -> None:
-    """Mark days whose sums change in this transaction."""
+def stale(session: Session, cluster: str, days: Iterable[date], lessened: Set[date] = frozenset()) -> None:
+    """Mark days whose sums change in this transaction; of those `lessened`, something is taken away."""
     rows = [{"cluster": cluster, "day": day, "layout": ""} for day in sorted(set(days))]
     upsert(session, _PACKED, rows)
+    upsert(session, _PACKED, [row | {"lessened": True} for row in rows if row["day"] in lessened])
 
 
 def pack(session: Session, cluster: str, most: int) -> int:
@@ -71,15 +72,17 @@ def pack(session: Session, cluster: str, most: int) -> int:
 
     The caller holds the cluster's accounting (`locks.exclusive`): nobody changes these sums meanwhile.
     """
-    query = select(_PACKED.c.day).where(_PACKED.c.cluster == cluster, _PACKED.c.layout != LAYOUT)
-    days = session.scalars(query.order_by(_PACKED.c.day).limit(most)).all()
-    for day in days:
-        drop_nothing(session, cluster, day)
+    here = _PACKED.c.cluster == cluster, _PACKED.c.layout != LAYOUT
+    query = select(_PACKED.c.day, _PACKED.c.lessened).where(*here)
+    days = session.execute(query.order_by(_PACKED.c.day).limit(most)).all()
+    for day, lessened in days:
+        if lessened:
+            drop_nothing(session, cluster, day)
         made = {part: _encoded(_of_rows(session, part, cluster, day, COLUMNS[part])) for part in PARTS}
         session.execute(
             _PACKED.update()
             .where(_PACKED.c.cluster == cluster, _PACKED.c.day == day)
-            .values(layout=LAYOUT, **made)
+            .values(layout=LAYOUT, lessened=False, **made)
         )
     return len(days)
 

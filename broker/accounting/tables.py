@@ -191,7 +191,8 @@ class AccountingPackedRow(Base):
     """The sums of a cluster's day once more, as compressed Arrow columns: what reports read (`packed`).
 
     `layout`: which columns these are; anything else than today's (`packed.LAYOUT`) means that the rows have
-    changed since, and are read themselves.
+    changed since, and are read themselves. `lessened`: something was taken away since, so that rows may have
+    come to nothing.
     """
 
     __tablename__ = "accounting_packed"
@@ -199,6 +200,7 @@ class AccountingPackedRow(Base):
     cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
     day: Mapped[date] = mapped_column(Date, primary_key=True)
     layout: Mapped[str] = mapped_column(String(16))
+    lessened: Mapped[bool] = mapped_column(server_default="0")
     days: Mapped[bytes | None] = mapped_column(LargeBinary)
     waits: Mapped[bytes | None] = mapped_column(LargeBinary)
     slowdowns: Mapped[bytes | None] = mapped_column(LargeBinary)

@@ -194,6 +194,7 @@ def upgrade() -> None:
         sa.Column("cluster", sa.String(length=64), nullable=False),
         sa.Column("day", sa.Date(), nullable=False),
         sa.Column("layout", sa.String(length=16), nullable=False),
+        sa.Column("lessened", sa.Boolean(), server_default="0", nullable=False),
         sa.Column("days", sa.LargeBinary(), nullable=True),
         sa.Column("waits", sa.LargeBinary(), nullable=True),
         sa.Column("slowdowns", sa.LargeBinary(), nullable=True),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, update
+from sqlalchemy import delete, event, select, update
 
 from broker.accounting import archive, packed
 from broker.accounting.buckets import Sums
@@ -293,6 +293,39 @@ def test_a_day_packed_before_a_column_was_added_is_read_from_its_rows(ctx: Conte
     with ctx.db.write() as session:
         assert packed.pack(session, "main", 10) == 1
         assert packed.pack(session, "main", 10) == 0
+
+
+def test_rows_of_nothing_are_looked_for_only_where_something_was_taken_away(ctx: Context) -> None:
+    """What is only added to, as in a first ingest, can't come to nothing; what is added later hides none."""
+    deletes: list[str] = []
+
+    def seen(*more: Any) -> None:
+        deletes.extend(text for text in more if isinstance(text, str) and text.startswith("DELETE"))
+
+    one, other = (job(n, at("2026-01-05T10:00"), 60, 3600) for n in (1, 2))
+    stored(ctx, [], "none")
+    event.listen(ctx.db.engine, "before_cursor_execute", seen)
+    try:
+        with ctx.db.write() as session:
+            keep(session, one | {"state": "RUNNING", "end_at": None})
+            packed.pack(session, "main", 10)
+        assert deletes == []
+        became, more = Sums(), Sums()
+        became.add(one | {"state": "RUNNING", "end_at": None}, -1)
+        became.add(one)
+        more.add(other)
+        for sums in (became, more):
+            with ctx.db.write() as session:
+                archive.add_sums(session, "main", sums)
+        for of_this_look in (2, 0):
+            with ctx.db.write() as session:
+                packed.stale(session, "main", [date(2026, 1, 5)])
+                packed.pack(session, "main", 10)
+                assert session.scalars(select(AccountingDayRow.outcome)).all() == ["COMPLETED"]
+            assert len(deletes) == of_this_look
+            deletes.clear()
+    finally:
+        event.remove(ctx.db.engine, "before_cursor_execute", seen)
 
 
 def test_sums_that_came_to_nothing_make_no_line(ctx: Context) -> None:
