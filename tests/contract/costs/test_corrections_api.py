@@ -21,6 +21,12 @@ from tests.costs import PRICES, costs, enter, invoice, price, today
 CORE = "core_hour"
 
 
+@pytest.fixture
+def api(no_prices: Api) -> Api:
+    """In place of a database for each test: nothing here changes the jobs."""
+    return no_prices
+
+
 def correct(api: Api, wrong: str, amount: str | None, why: str = "a zero too many") -> str:
     answer = api.call("POST", f"/prices/{wrong}/corrections", "root", json={"amount": amount, "why": why})
     assert answer.status_code == 201, answer.text
@@ -283,10 +289,12 @@ def test_a_place_that_should_have_had_no_price_any_more_is_given_none(api: Api) 
 def test_a_run_tells_of_the_corrections_of_what_it_used(api: Api) -> None:
     made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
     run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
-    with api.ctx.db.write() as session:
-        keep(session, job(901, at("2026-10-16T20:00"), run_id=run, partition="gpu", mem_mib=0))
-    others = (PRICES[0] | {"valid_from": "2026-10-01"}, PRICES[5])
-    debug, memory, later, before = enter(api, *others, PRICES[1], PRICES[2])
+    with api.ctx.db.write() as session:  # in a month that no other test looks at
+        keep(session, job(901, at("2026-08-16T20:00"), run_id=run, partition="gpu", mem_mib=0))
+    days = {0: "2026-08-01", 5: "2026-08-03", 1: "2026-08-15", 2: "2026-07-01"}  # of PRICES
+    debug, memory, later, before = enter(
+        api, *(PRICES[number] | {"valid_from": day} for number, day in days.items())
+    )
     for one in (before, debug, memory):
         correct(api, one, "1")
     found = api.call("GET", f"/runs/{run}/cost", "ann").json()
