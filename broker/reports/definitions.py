@@ -24,7 +24,9 @@ LOST: Final = (
     "PREEMPTED",
     "TIMEOUT",
 )
-"""Ends (Slurm's words) whose hours count as lost. CANCELLED is not among them: somebody wanted it."""
+"""Ends (Slurm's words) whose hours count as lost. CANCELLED is not among them: somebody wanted it. What the
+broker ended, for its silence say, is CANCELLED to Slurm as well: others' jobs and runs count alike.
+"""
 
 
 def _hours(name: str) -> Compute:
@@ -158,8 +160,10 @@ LOST_JOBS = Measure(
     "jobs",
     "Jobs lost",
     "실패한 작업 수",
-    f"Jobs that ended in the period as {', '.join(LOST)} (a cancellation is wanted, so it is no loss)",
-    f"기간 안에 {', '.join(LOST)} 상태로 끝난 작업 수 (취소는 포함하지 않음)",
+    f"Jobs that ended in the period as {', '.join(LOST)} (a cancellation is wanted, so it is no loss; Slurm "
+    "calls CANCELLED as well what the broker ended, for its silence or since another component had failed)",
+    f"기간 안에 {', '.join(LOST)} 상태로 끝난 작업 수 (취소는 포함하지 않음. 진행 신호가 없거나 "
+    "다른 구성 요소가 실패하여 브로커가 끝낸 작업도 Slurm에서는 CANCELLED)",
     _count("lost_jobs"),
     ("lost_jobs",),
 )
