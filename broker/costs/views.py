@@ -20,9 +20,9 @@ from broker.costs.pricing import (
     PER_HOUR,
     Fate,
     Item,
-    Place,
     PriceBook,
     Resource,
+    Use,
     digits_of,
     in_units,
     itemized,
@@ -30,7 +30,7 @@ from broker.costs.pricing import (
 )
 from broker.costs.schemas import CorrectedPrice, CostEstimate, CostLine, CostView, JobCost, RunCost
 from broker.costs.service import book_of, history_of
-from broker.costs.usage import HAD, Pricing, costs, of_job
+from broker.costs.usage import Pricing, costs, of_job
 from broker.db import utcnow
 from broker.reports.sources import read_up_to
 from broker.reports.wanted import PERIODS, Scope, Wanted
@@ -140,18 +140,20 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
     names = {job.name: job for job in session.scalars(select(JobRow).where(JobRow.run_id == run.id))}
     query = select(AccountingJobRow).where(AccountingJobRow.run_id == run.id)
     found = session.scalars(query.order_by(AccountingJobRow.submit_at, AccountingJobRow.job_id)).all()
-    lines, priced = [], []
+    lines, priced, used = [], [], []
     for row in found:
         job = names.get(row.name)
         key = (job.component if job else "", f"{job.attempt}" if job else "", f"{row.job_id}", row.state)
         columns = {column.name: getattr(row, column.name) for column in row.__table__.columns}
-        own = itemized(pricing.book, of_job(columns, key, pricing.exempt))
+        had = list(of_job(columns, key, pricing.exempt))
+        own = itemized(pricing.book, had)
         line = _line(
             dict(zip(("component", "attempt", "job", "state"), key, strict=True)), own, settings.currency
         )
         times = {"started_at": _moment(row.start_at), "counted_to": _moment(row.counted_to)}
         lines.append(JobCost(**dict(line), **times))
         priced += own
+        used += had
     total = _line({}, priced, settings.currency)
     submitted = {name for name, job in names.items() if job.submitted_at is not None}
     ended = RunState(run.state).final and all(row.end_at is not None for row in found)
@@ -162,18 +164,15 @@ def view_run_cost(session: Session, run: RunRow, settings: CostSettings) -> RunC
         jobs=lines,
         total=total,
         rounding=_rounding(total, sum((line.amount or Decimal() for line in lines), Decimal())),
-        corrections=[told(one) for one in pricing.corrected if any(_touches_job(one, job) for job in found)],
+        corrections=[told(one) for one in pricing.corrected if any(_touches(one, use) for use in used)],
         sources=read_up_to(session),
     )
 
 
-def _touches_job(correction: Correction, job: AccountingJobRow) -> bool:
-    """Whether a job had what a corrected price is for, there and then."""
-    begun, counted = _moment(job.start_at), _moment(job.counted_to)
-    if begun is None or counted is None or not getattr(job, HAD[correction.was.resource]):
-        return False
-    place = Place(job.cluster, job.partition, job.qos)
-    return correction.touches(begun.date(), counted.date() + timedelta(days=1), place)
+def _touches(correction: Correction, use: Use) -> bool:
+    """Whether the use of a day is of what a corrected price was for, there and then."""
+    had = use.sums.get(correction.was.resource)
+    return bool(had) and correction.touches(use.day, use.day + timedelta(days=1), use.place)
 
 
 def _line(key: dict[str, str], found: Sequence[Item], currency: str) -> CostLine:

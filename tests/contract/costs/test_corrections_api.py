@@ -305,6 +305,26 @@ def test_a_run_tells_of_the_corrections_of_what_it_used(api: Api) -> None:
     assert found["total"]["amount"] == f"{4 * 13}", "of four cores"
 
 
+def test_a_run_with_gpus_tells_of_the_corrections_of_its_types_alone(api: Api) -> None:
+    made = api.call("POST", "/pipelines", "ann", json=spec(version="2.0.0")).json()["pipeline"]["id"]
+    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
+    gpus: dict[str, Any] = {"gpu_count": 3, "gpu_type": "v100", "gpu_types": "a100=1,v100=2"}
+    with api.ctx.db.write() as session:  # over midnight, in a month that no other test looks at
+        keep(session, job(902, at("2026-08-20T23:00"), run_s=7200, run_id=run, **gpus))
+    day: dict[str, Any] = {"resource": "gpu_hour", "amount": "9"}
+    others = (day | {"gpu_type": "h100", "valid_from": "2026-08-01"}, price(resource="gpu_hour", amount="9"))
+    next_, v100 = enter(
+        api,
+        day | {"gpu_type": "a100", "valid_from": "2026-08-21"},
+        day | {"gpu_type": "v100", "valid_from": "2026-08-01"},
+    )
+    for one in (*enter(api, *others), next_, v100):
+        correct(api, one, "8")
+    found = api.call("GET", f"/runs/{run}/cost", "ann").json()
+    assert [one["price"] for one in found["corrections"]] == [next_, v100]
+    assert found["total"]["amount"] == f"{1 * 8 + 2 * 2 * 8}"
+
+
 def test_a_wrong_day_is_mended_by_withdrawing_what_was_charged_and_entering_it_anew(api: Api) -> None:
     later, before = enter(api, PRICES[1], PRICES[2])
     right = PRICES[1] | {"valid_from": "2026-10-05"}
