@@ -59,7 +59,7 @@ def rename(db: Database, people: People, note: str) -> Iterator[Renamed]:
         jobs, last = 0, BATCH
         while last == BATCH:
             with db.write() as session:
-                last = _some(session, people.cluster, one, note)
+                last = _some(session, people, one, note)
             jobs += last
         if jobs:
             yield Renamed(one, jobs)
@@ -75,9 +75,12 @@ def _wanted(session: Session, people: People) -> Iterator[Renaming]:
         yield Renaming("tenant", default, default, "default")
 
 
-def _some(session: Session, cluster: str, one: Renaming, note: str) -> int:
-    """Rename a batch; how many jobs it was."""
+def _some(session: Session, people: People, one: Renaming, note: str) -> int:
+    """Rename a batch; how many jobs it was: none where the account has passed to somebody else meanwhile."""
+    cluster = people.cluster
     exclusive(session, f"accounting {cluster}")
+    if one not in _wanted(session, people):
+        return 0
     row = AccountingJobRow
     account = row.unix_user if one.what == "user" else row.account
     name = row.user if one.what == "user" else row.tenant

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from broker.accounting import packed, rebuild, renaming
 from broker.accounting.archive import People
@@ -115,6 +116,25 @@ def test_one_that_ends_midway_leaves_whole_batches_and_the_next_one_goes_on(
     assert [user for user, _ in owners(api.ctx).values()].count("main:kim") == 4, "three, and a run's"
     assert_sums_are_right(api.ctx)
     assert renamed(api.ctx) == [("main:kim", "ann", 3)]
+
+
+def test_an_account_that_passes_to_another_person_meanwhile_gives_the_first_no_more_jobs(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renaming, "BATCH", 2)
+    real = renaming._some
+
+    def some(session: Session, *more: Any) -> int:
+        jobs = real(session, *more)
+        for name, account in (("ann", None), ("bob", "kim")):
+            session.execute(update(UserRow).where(UserRow.username == name).values(unix_account=account))
+        return jobs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(renaming, "_some", some)
+        assert renamed(api.ctx) == [("main:kim", "ann", 2)]
+    assert renamed(api.ctx) == [("main:kim", "bob", 3)]
+    assert_sums_are_right(api.ctx)
 
 
 def test_jobs_of_the_default_tenants_account_go_to_it_unless_they_are_another_tenants(api: Api) -> None:
