@@ -41,6 +41,8 @@ FORTNIGHT: Final = 14
 """Days that are made at a time at least."""
 MOST_JOBS = 20_000
 """Jobs of a part of several fortnights, at most: their sums are in memory, a few KiB each."""
+_WAITS_OF_A_JOB: Final = 4
+"""Rows of waits that take as much memory as what a job adds to the days."""
 PACKED_DAYS: Final = 5
 TTL_S: Final = 30.0
 """How long one that was killed keeps others from beginning."""
@@ -190,7 +192,9 @@ def _parts(session: Session, cluster: str) -> list[Part]:
 
 
 def _fortnights(session: Session, cluster: str) -> Counter[int]:
-    """The fortnights (since the epoch) that any job touches, or that have sums, with how many jobs do."""
+    """The fortnights (since the epoch) that any job touches, or that have sums, with how many jobs do; where
+    there are more sums than jobs that make them, as many as fill as much memory.
+    """
     row, width = AccountingJobRow, FORTNIGHT * DAY_S
     query = select(
         (row.submit_at // width).label("of_submit"),
@@ -206,9 +210,13 @@ def _fortnights(session: Session, cluster: str) -> Counter[int]:
         if start is not None:
             touched |= set(range(start, (counted if counted is not None else start) + 1))
         found.update(dict.fromkeys(touched, jobs))
-    for table in (_DAYS, _WAITS):
-        days = session.scalars(select(table.c.day).where(table.c.cluster == cluster).distinct())
-        found.update(dict.fromkeys({(day.toordinal() - _EPOCH) // FORTNIGHT for day in days}, 0))
+    for table, of_a_job in ((_DAYS, 1), (_WAITS, _WAITS_OF_A_JOB)):
+        of_days = select(table.c.day, func.count()).where(table.c.cluster == cluster).group_by(table.c.day)
+        sums: Counter[int] = Counter()
+        for day, rows in session.execute(of_days):
+            sums[(day.toordinal() - _EPOCH) // FORTNIGHT] += rows
+        for number, rows in sums.items():
+            found[number] = max(found[number], rows // of_a_job)
     return found
 
 

@@ -202,6 +202,19 @@ def test_fortnights_with_few_jobs_are_made_together_and_no_part_has_many(
     assert len(parts) <= 6 and sorted(parts)[-2] <= 40, parts
 
 
+def test_sums_that_no_job_accounts_for_fill_no_part_either(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to be taken away is in memory as well as what is to be added."""
+    monkeypatch.setattr(rebuild, "MOST_JOBS", 40)
+    stored(ctx, [job(n, FIRST + n * 4 * DAY, run_s=DAY, user=f"u{n}") for n in range(1, 91)], "")
+    with ctx.db.write() as session:
+        session.execute(delete(AccountingJobRow))
+    parts: list[Progress] = []
+    made_anew(ctx, parts.append)
+    assert sums_of(ctx) == ({}, {}) and len(parts) >= 4, parts
+
+
 def test_what_is_stored_or_changes_meanwhile_counts_once(
     ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
