@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import BrokerError, Denied, Unreachable
+from broker.errors import BrokerError, Denied, InvalidRequest, NotFound, Unreachable
 from broker.notifications import Kind, notify
 from broker.runs import journal
 from broker.runs.events import emit
@@ -230,13 +230,14 @@ class Tracker:
         return found
 
     def _marked(self, job: JobRow) -> Sighting | None:
-        """What its marker says. A defect in reading it, or a folder that is closed to us, is as if there were
-        none: then the job is unknown, until its deadline, and holds up nobody else.
+        """What its marker says. A defect in reading it, a folder that is closed to us, or one that its owner
+        changes meanwhile, is as if there were none: the job is unknown, until its deadline, and holds up
+        nobody else.
         """
         host = self._ctx.host_for(self._cluster, self._people.get(job.run_id))
         marker: Marker | None = None
         with (
-            suppress(Denied),
+            suppress(Denied, NotFound, InvalidRequest),
             contained("marker_not_read", but=(BrokerError,), cluster=self._cluster, run_id=job.run_id),
         ):
             marker = read_marker(host, self._ctx.profile(self._cluster), job)

@@ -17,7 +17,7 @@ from broker.compiler.names import status_path
 from broker.context import Context
 from broker.db import utcnow
 from broker.db.leases import Lease
-from broker.errors import Conflict, SlurmRefused
+from broker.errors import BrokerError, Conflict, Denied, InvalidRequest, NotFound, SlurmRefused
 from broker.hosts import Host
 from broker.identity import Principal, Role
 from broker.runs import tracking
@@ -227,6 +227,27 @@ def test_a_folder_in_the_markers_place_is_no_marker(ctx: Context, ann: Principal
     job, profile = jobs_of(ctx, run_id)["loader"], ctx.profile("main")
     Path(status_path(profile, run_id, "loader", 1)).mkdir(parents=True)
     assert read_marker(ctx.host("main"), profile, job) is None
+
+
+@pytest.mark.parametrize("error", [Denied("closed"), NotFound("gone"), InvalidRequest("a folder by now")])
+def test_a_marker_that_is_taken_away_as_it_is_read_holds_up_the_end_of_no_other(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch, error: BrokerError
+) -> None:
+    broken, sound = requested(ctx, ann), requested(ctx, ann)
+    for run_id in (broken, sound):
+        submitted(ctx, run_id, JobState.RUNNING)
+
+    def read(_host: Host, _profile: ClusterProfile, job: JobRow) -> Marker:
+        if job.run_id == broken:
+            raise error
+        return Marker(job.slurm_job_id or 0, 0, 0, utcnow(), utcnow(), "/o", "/l")
+
+    monkeypatch.setattr(tracking, "read_marker", read)
+    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
+    monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    Tracker(ctx, "main", lease).tick()
+    assert {job.state for job in jobs_of(ctx, sound).values()} == {JobState.COMPLETED}
+    assert {job.state for job in jobs_of(ctx, broken).values()} == {JobState.UNKNOWN}
 
 
 def test_a_defect_in_looking_for_one_job_is_not_its_absence(
