@@ -105,7 +105,9 @@ def _commands() -> Iterator[str]:
 def _command(name: str, command: Any) -> Iterator[str]:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
-    usage = " ".join([name, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
+    words = [one.metavar or one.name.upper() for one in arguments]
+    shown = (word if one.required else f"[{word}]" for word, one in zip(words, arguments, strict=True))
+    usage = " ".join([name, *shown, "[OPTIONS]"])
     yield f"### {name}"
     yield ""
     yield f"    {usage}"
@@ -115,8 +117,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     if arguments or options:
         yield "| option | what it is |"
         yield "|---|---|"
-        for one in arguments:
-            yield f"| `{one.metavar or one.name.upper()}` | {_cell(one.help)} |"
+        for word, one in zip(words, arguments, strict=True):
+            yield f"| `{word}` | {_cell(one.help)} |"
         for one in options:
             yield f"| {_names(one)} | {_cell(one.help)}{_default(one)} |"
         yield ""

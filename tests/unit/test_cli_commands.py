@@ -54,6 +54,12 @@ def test_the_page_is_what_the_commands_say() -> None:
     assert docs.document() == PAGE, "run `python -m broker.cli.docs`"
 
 
+def test_the_page_says_what_can_be_left_out() -> None:
+    for usage in ("broker report [NAME] [OPTIONS]", "broker exports list [NAME] [OPTIONS]"):
+        assert f"\n    {usage}\n" in PAGE
+    assert "\n    broker exports ask NAME [OPTIONS]\n" in PAGE
+
+
 def test_every_exit_code_stands_on_the_page() -> None:
     for error in all_errors():
         assert f"\n| {error.exit_code} |" in PAGE
