@@ -2,10 +2,10 @@
 
 Part by part, a fortnight each, or as many as have few jobs together (the jobs are read through once for each
 part): what the days' sums should be and what they are is read at one moment (a snapshot, which holds up
-nobody), and the difference is added to each day in a short transaction of its own. A
-job that is stored or changes meanwhile adds its own difference; sums commute, so neither has to know of the
-other. Readers see a day as it was or as it should be, nothing in between. Where it ends early, some days are
-right and the others as they were; made anew once more, only these change.
+nobody), and the difference is added to each day in a short transaction of its own. A job that is stored or
+changes meanwhile adds its own difference; sums commute, so neither has to know of the other. Readers see a
+day as it was or as it should be, nothing in between. Where it ends early, some days are right and the others
+as they were; made anew once more, only these change.
 
 Two at once would both add the same difference: whoever holds the lease `rebuild:CLUSTER` works, the other
 waits for its end.
