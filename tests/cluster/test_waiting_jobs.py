@@ -55,7 +55,7 @@ def test_what_waits_is_shown_with_what_it_waits_for(cluster: DevCluster, tmp_pat
         assert "another job" in _text(lines[after]) and "set time" in _text(lines[later])
         assert lines[after].key == {"job": after, "tenant": "team-a", "user": "main:lee"}
         array = _array(lines, many)
-        assert "free" in _text(array) and str(array.values["asks_for"]).endswith("a100 x 4, 50MB, 0.333 h")
+        assert "free" in _text(array) and str(array.values["asks_for"]).endswith("a100 x 4, 50MB, 20m")
         shown = cluster.ok("squeue", "-h", "-r", "-t", "PD", "-o", "%i", "-j", many).split()
         assert array.values["gpus"] == 4 * len(shown), "every element that waits"
         for job in (held, after, later):
