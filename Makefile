@@ -43,7 +43,7 @@ unit: env ## The tests that need no cluster (seconds)
 	$(BIN)/pytest tests/unit
 
 .PHONY: test
-test: env system ## Every test, the real cluster's included, two at a time (about 25 min on two cores)
+test: env system ## Every test, the real cluster's included, two at a time (about 30 min on two cores)
 	$(BIN)/pytest -m 'not slow' -n 2 --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: prove
