@@ -155,7 +155,7 @@ def test_what_a_job_writes_costs_neither_minutes_nor_gigabytes() -> None:
     slices = parse_slices(f"# \n<nvidia_smi_log><gpu>{devices}</gpu></nvidia_smi_log>")
     lines = "\n".join(f"2026/05/01 12:00:00.000, {n}, , 1, 1, 1, 1, 1, 1, Enabled" for n in range(250))
     assert len(use_of("n1", parse_samples(lines), slices, NOW, MINUTE)) <= MOST
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20  # 1.4 s on a slow machine
 
 
 def test_entities_are_not_expanded() -> None:
