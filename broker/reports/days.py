@@ -6,11 +6,11 @@ thousands: they stay columns, and become groups where they are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -134,27 +134,12 @@ class Lines(Groups):
     def __len__(self) -> int:
         return len(self.grouped.keys)
 
-    @overload
-    def __getitem__(self, index: int) -> Group: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Group]: ...
-
     @override
-    def __getitem__(self, index: int | slice) -> Group | list[Group]:
-        if isinstance(index, int):
-            return self._made([self._places[index]])[0]
-        return self._made(self._places[index])
-
-    @override
-    def __iter__(self) -> Iterator[Group]:
-        return iter(self[:])
-
-    @property
-    def _places(self) -> Sequence[int]:
-        return range(len(self)) if self.order is None else self.order
+    def made(self, places: range) -> list[Group]:
+        return self._made(places if self.order is None else [self.order[place] for place in places])
 
     def _made(self, places: Sequence[int]) -> list[Group]:
+        """Those at these places among the columns."""
         at = pa.array(places, pa.int64())
         keys = self.grouped.keys.take(at).to_pylist()
         columns = {name: column.take(at).to_pylist() for name, column in self.grouped.columns.items()}

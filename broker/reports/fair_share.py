@@ -8,11 +8,11 @@ what is shown is fetched.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
-from typing import Any, Final, overload
+from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, extract, false, func, or_, select
 from sqlalchemy.orm import Session
@@ -97,32 +97,19 @@ class Shares(Groups):
         lines = select(func.count()).select_from(Row).where(*self.chosen).group_by(*self._keys()).subquery()
         return self.session.scalar(select(func.count()).select_from(lines)) or 0
 
-    @overload
-    def __getitem__(self, index: int) -> Group: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Group]: ...
-
     @override
-    def __getitem__(self, index: int | slice) -> Group | list[Group]:
-        if isinstance(index, int):
-            return self[index : index + 1][0]
-        first, after, _ = index.indices(len(self))
-        return self._made(first, after - first)
-
-    @override
-    def __iter__(self) -> Iterator[Group]:
-        return iter(self._made(0, None))
-
-    def _made(self, first: int, count: int | None) -> list[Group]:
+    def made(self, places: range) -> list[Group]:
+        """One after the other: the database skips to the first."""
+        if places.step != 1:
+            return [group for place in places for group in self.made(range(place, place + 1))]
         names = [name for name in self.wanted.by if name not in PERIODS]
         query = (
             select(*_sums(), func.max(Row.day), *(getattr(Row, name) for name in names))
             .where(*self.chosen)
             .group_by(*self._keys())
             .order_by(*self._order())
-            .offset(first)
-            .limit(count)
+            .offset(places.start)
+            .limit(len(places))
         )
         groups = []
         for taken_at, lines, *more in self.session.execute(query):
@@ -151,7 +138,7 @@ class Shares(Groups):
     @cached_property
     def _whole(self) -> Sums:
         lines = self.session.scalar(select(func.count()).select_from(Row).where(*self.chosen)) or 0
-        only = self._made(0, 1) if lines == 1 else []
+        only = self.made(range(1)) if lines == 1 else []
         return replace(only[0].sums, texts={}) if only else _added_up(lines, ())
 
     @override

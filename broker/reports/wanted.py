@@ -7,12 +7,13 @@ groups and cut to the limit afterwards, so the total is the whole's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from sqlalchemy import ColumnElement, Integer, false
+from typing_extensions import override
 
 from broker.identity import Principal, Role
 from broker.reports.measures import Measure, Report, Sums, Value
@@ -67,8 +68,28 @@ class Group:
 
 class Groups(Sequence[Group]):
     """Groups that know by themselves what they are together, and how to stand in order: there are too many to
-    be made one by one.
+    be made one by one. Those that are looked at are made together.
     """
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Group]: ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        if isinstance(index, int):
+            return self.made(range(len(self))[index:][:1])[0]
+        return self.made(range(len(self))[index])
+
+    @override
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self[:])
+
+    @abstractmethod
+    def made(self, places: range) -> list[Group]:
+        """Those at these places, in this order."""
 
     @abstractmethod
     def whole(self) -> Sums:

@@ -189,23 +189,30 @@ def test_one_run_that_cannot_be_written_down_hides_no_other(
     assert set(runs) <= set(reached)
 
 
-def test_the_marker_of_one_run_holds_up_the_end_of_no_other(
-    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Squeue and sacct have lost both; of one a defect of ours keeps the marker from being read."""
+def with_markers(
+    ctx: Context, ann: Principal, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> tuple[str, str]:
+    """Two runs that squeue and sacct have lost: the markers of one fail, the others say finished."""
     broken, sound = requested(ctx, ann), requested(ctx, ann)
     for run_id in (broken, sound):
         submitted(ctx, run_id, JobState.RUNNING)
 
     def read(_host: Host, _profile: ClusterProfile, job: JobRow) -> Marker:
         if job.run_id == broken:
-            raise RuntimeError("a defect")
+            raise error
         ended = utcnow()
         return Marker(job.slurm_job_id or 0, 0, 0, ended, ended, "/o", "/l")
 
     monkeypatch.setattr(tracking, "read_marker", read)
     monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
     monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    return broken, sound
+
+
+def test_the_marker_of_one_run_holds_up_the_end_of_no_other(
+    ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = with_markers(ctx, ann, monkeypatch, RuntimeError("a defect"))
     tracker, before = Tracker(ctx, "main", lease), defects()
     tracker.tick()
     assert {job.state for job in jobs_of(ctx, sound).values()} == {JobState.COMPLETED}
@@ -233,18 +240,7 @@ def test_a_folder_in_the_markers_place_is_no_marker(ctx: Context, ann: Principal
 def test_a_marker_that_is_taken_away_as_it_is_read_holds_up_the_end_of_no_other(
     ctx: Context, ann: Principal, lease: Lease, monkeypatch: pytest.MonkeyPatch, error: BrokerError
 ) -> None:
-    broken, sound = requested(ctx, ann), requested(ctx, ann)
-    for run_id in (broken, sound):
-        submitted(ctx, run_id, JobState.RUNNING)
-
-    def read(_host: Host, _profile: ClusterProfile, job: JobRow) -> Marker:
-        if job.run_id == broken:
-            raise error
-        return Marker(job.slurm_job_id or 0, 0, 0, utcnow(), utcnow(), "/o", "/l")
-
-    monkeypatch.setattr(tracking, "read_marker", read)
-    monkeypatch.setattr(ctx.slurm("main"), "jobs", lambda user: QueueSnapshot(utcnow(), ()))
-    monkeypatch.setattr(ctx.slurm("main"), "accounting", lambda ids: [])
+    broken, sound = with_markers(ctx, ann, monkeypatch, error)
     Tracker(ctx, "main", lease).tick()
     assert {job.state for job in jobs_of(ctx, sound).values()} == {JobState.COMPLETED}
     assert {job.state for job in jobs_of(ctx, broken).values()} == {JobState.UNKNOWN}

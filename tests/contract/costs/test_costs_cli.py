@@ -102,11 +102,17 @@ def test_a_wrong_price_is_corrected_and_costs_say_what_they_were(call: Call) -> 
     assert f"{right}, which stood in its place, was withdrawn already" in said
 
 
-def test_a_run_that_a_correction_touches_says_so(call: Call, api: Api) -> None:
+def counted_run(api: Api) -> str:
+    """Ann's run with one job in the warehouse."""
     made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
-    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
+    run: str = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
     with api.ctx.db.write() as session:
         keep(session, job(3, at(f"{FIRST}T10:00"), run_id=run))
+    return run
+
+
+def test_a_run_that_a_correction_touches_says_so(call: Call, api: Api) -> None:
+    run = counted_run(api)
     wide = call("prices", "set", "core_hour", "5", "--from", f"{FIRST}").split(":")[0]
     wrong = call("prices", "set", "core_hour", "9", "--from", "2999-01-01", "--partition", "gpu").split(":")[
         0
@@ -119,10 +125,7 @@ def test_a_run_that_a_correction_touches_says_so(call: Call, api: Api) -> None:
 
 
 def test_costs_are_told_in_one_language(call: Call, api: Api) -> None:
-    made = api.call("POST", "/pipelines", "ann", json=spec()).json()["pipeline"]["id"]
-    run = api.call("POST", "/runs", "ann", json={"pipeline": made}).json()["id"]
-    with api.ctx.db.write() as session:
-        keep(session, job(3, at(f"{FIRST}T10:00"), run_id=run))
+    run = counted_run(api)
     wrong = call("prices", "set", "core_hour", "5", "--from", f"{FIRST}").split(":")[0]
     call("prices", "correct", wrong, "--amount", "6", "--why", "as agreed")
     for words in (("--last", "month"), ("--run", run)):
