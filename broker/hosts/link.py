@@ -23,6 +23,7 @@ from paramiko.common import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
+    MSG_CHANNEL_FAILURE,
     MSG_CHANNEL_WINDOW_ADJUST,
 )
 from paramiko.hostkeys import InvalidHostKey
@@ -87,10 +88,15 @@ class _Transport(paramiko.Transport):
     itself, for 30 s, and the connection is lost. Here its answers are put off until the keys are there.
 
     The other is a message that follows its channel's CLOSE: see `_Gate`.
+
+    A refused request is marked as such: paramiko alone tells it and a CLOSE that came instead of an answer
+    by the same exception.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        handlers = vars(paramiko.Transport)["_channel_handler_table"]
+        self._channel_handler_table = {**handlers, MSG_CHANNEL_FAILURE: _mark_refused}
         self._put_off: list[paramiko.Message] = []
         self._in_order = threading.Lock()
         security = self.get_security_options()
@@ -147,6 +153,20 @@ class _Gate:
             return False
         self._over = self._over or kind == MSG_CHANNEL_CLOSE
         return True
+
+
+def _mark_refused(channel: paramiko.Channel, message: paramiko.Message) -> None:
+    channel.refused = True  # type: ignore[attr-defined]
+    channel._request_failed(message)  # type: ignore[attr-defined]
+
+
+def was_refused(channel: paramiko.Channel) -> bool:
+    """Did the server answer a request on this channel with SSH_MSG_CHANNEL_FAILURE (RFC 4254, 5.4)?
+
+    Only then it certainly did nothing. A server that closes the channel without an answer may have run the
+    command before.
+    """
+    return getattr(channel, "refused", False)
 
 
 def open_channel(transport: paramiko.Transport, timeout: float) -> paramiko.Channel:

@@ -24,7 +24,7 @@ from paramiko.ssh_exception import SSHException
 from broker.errors import OutcomeUnknown, TransferInterrupted, Unreachable
 from broker.hosts.base import Completed, Stdin, checked_argv, chunks_of, gather, logged, program
 from broker.hosts.files import HostFiles, failure
-from broker.hosts.link import Link, SshConfig, open_channel
+from broker.hosts.link import Link, SshConfig, open_channel, was_refused
 from broker.hosts.turns import Turns
 
 _STDERR_CAP = 2**20
@@ -186,9 +186,9 @@ class SshHost(HostFiles):
         except (SSHException, EOFError, OSError) as error:
             if expired.is_set():
                 raise _Silent("was not accepted in time") from error
-            if channel.eof_sent:  # answered with a refusal; a lost connection leaves this unset
-                raise Unreachable(f"{self.name}: sshd refused to run a command: {error}") from error
-            raise _Lost(f"was cut off with its connection: {error}") from error
+            if was_refused(channel):
+                raise Unreachable(f"{self.name}: sshd refused to run a command") from error
+            raise _Lost(f"was cut off before it was accepted: {error}") from error
         finally:
             alarm.cancel()
 

@@ -10,12 +10,14 @@ import os
 import socket
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
+from paramiko.common import MSG_CHANNEL_SUCCESS
 
 from broker.hosts import SshConfig
 
@@ -29,6 +31,7 @@ class Behaviour:
     refuse_exec: int = 0
     cut_before_reply: int = 0
     cut_before_eof: int = 0
+    close_before_reply: int = 0
     max_sessions: int = 10
     hang_accept: threading.Event = field(default_factory=threading.Event)
     connections: int = 0
@@ -36,8 +39,23 @@ class Behaviour:
     most_sessions: int = 0
 
 
+class _Transport(paramiko.Transport):
+    """A command begins when its acceptance is on its way, as in sshd: one that ends at once would else close
+    its channel before the answer.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.accepted: deque[threading.Thread] = deque()
+
+    def _send_user_message(self, data: paramiko.Message) -> None:
+        super()._send_user_message(data)  # type: ignore[misc]
+        if data.asbytes()[0] == MSG_CHANNEL_SUCCESS and self.accepted:
+            self.accepted.popleft().start()
+
+
 class _Server(paramiko.ServerInterface):
-    def __init__(self, server: SshServer, transport: paramiko.Transport) -> None:
+    def __init__(self, server: SshServer, transport: _Transport) -> None:
         self._server, self._transport = server, transport
         self.sessions = 0
         self._lock = threading.Lock()
@@ -71,7 +89,13 @@ class _Server(paramiko.ServerInterface):
             behaviour.cut_before_reply -= 1
             self._transport.sock.shutdown(socket.SHUT_RDWR)
             return True
-        threading.Thread(target=self._run, args=(channel, command), daemon=True).start()
+        runner = threading.Thread(target=self._run, args=(channel, command), daemon=True)
+        if behaviour.close_before_reply:
+            behaviour.close_before_reply -= 1
+            runner.start()
+            runner.join()
+        else:
+            self._transport.accepted.append(runner)
         return True
 
     def _run(self, channel: paramiko.Channel, command: bytes) -> None:
@@ -175,7 +199,7 @@ class SshServer:
         while self.behaviour.hang_accept.is_set():
             threading.Event().wait(0.05)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport = paramiko.Transport(sock)
+        transport = _Transport(sock)
         self.transports.append(transport)
         transport.add_server_key(self.host_key)
         with suppress(Exception):

@@ -83,6 +83,15 @@ def test_a_refused_exec_is_certain_not_to_have_run(server: SshServer, host: SshH
     assert host.run(["true"], timeout=5).rc == 0
 
 
+def test_a_channel_closed_without_an_answer_is_no_refusal(server: SshServer, host: SshHost) -> None:
+    """The command may have run to its end by then: here it has."""
+    server.behaviour.close_before_reply = 1
+    with pytest.raises(OutcomeUnknown):
+        host.run(["touch", str(server.folder / "touched")], timeout=5)
+    assert (server.folder / "touched").exists()
+    assert host.run(["true"], timeout=5).rc == 0
+
+
 def test_a_command_that_outlives_its_time_is_unknown_or_unreachable_if_it_only_reads(host: SshHost) -> None:
     with pytest.raises(OutcomeUnknown):
         host.run(["sleep", "30"], timeout=0.3)
