@@ -85,9 +85,10 @@ def grown(
 ) -> list[Difference]:
     """What a job has, or asks for, beyond what was approved: after the release its owner may still change it.
 
-    `resources` as the job keeps them (`JobRow.resources`). Less than was approved is nobody's concern.
+    `resources` as the job keeps them (`JobRow.resources`): of one that takes several starts, the limit of one
+    start was approved. Less than was approved is nobody's concern.
     """
-    limit_s = _minutes(resources.get("time_s") or DEFAULT_TIME_S)
+    limit_s = _minutes(resources.get("start_s") or resources.get("time_s") or DEFAULT_TIME_S)
     pairs = (
         ("GPUs", resources.get("gpu_count") or 0, tres.gpus),
         ("GPU shards", 0, tres.other.get(_SHARD, 0)),
@@ -167,8 +168,13 @@ class _Asked:
             memory_mib=int(args["mem"].removesuffix("M")) * nodes,
             gpus=gpus,
             gpu_types={kind[0]: gpus} if kind else {},
-            time_s=_minutes(parse_time(args["time"])),
+            time_s=_minutes(start_limit_s(job)),
         )
+
+
+def start_limit_s(job: CompiledJob) -> int:
+    """The time limit that a job was submitted with: of one start, seconds."""
+    return parse_time(_arguments(job)["time"])
 
 
 def _minutes(seconds: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,14 +12,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.compiler import CompiledJob, Plan, ResolvedCode, ResolvedImage, compile_run
+from broker.compiler.profile import DEFAULT_TIME_S
 from broker.context import Context
 from broker.identity.tables import UserRow
 from broker.runs.code import resolve_code
+from broker.runs.drift import start_limit_s
 from broker.runs.images import images_at_hand, references, resolve_images
 from broker.runs.priority import submission_nice
 from broker.runs.service import effective_spec, run_identity, stored_spec
 from broker.runs.states import JobState
-from broker.runs.tables import RunRow, SubmissionRow
+from broker.runs.tables import JobRow, RunRow, SubmissionRow
 from broker.runs.views import attempt_jobs, newest_jobs
 from broker.spec import PipelineSpec
 
@@ -99,6 +101,19 @@ def _upstream_outputs(session: Session, run: RunRow, only: set[str]) -> dict[str
         for job in newest_jobs(session, run.id)
         if job.component not in only and job.state == JobState.COMPLETED and job.output_dir
     }
+
+
+def note_start_limits(jobs: Iterable[JobRow], plan: Plan) -> None:
+    """Let the jobs of an attempt keep the limit of one start that their plan has.
+
+    They were asked for earlier, perhaps before an administrator changed the limits of their class: by another
+    limit than the plan's, what is as approved would look as if its owner had made it larger.
+    """
+    limits = {job.component: start_limit_s(job) for job in plan.jobs}
+    for job in jobs:
+        limit, whole = limits[job.component], job.resources.get("time_s") or DEFAULT_TIME_S
+        kept = {name: value for name, value in job.resources.items() if name != "start_s"}
+        job.resources = kept | ({"start_s": limit} if limit < whole else {})
 
 
 def encode(plan: Plan) -> bytes:

@@ -28,7 +28,7 @@ from broker.runs.events import emit
 from broker.runs.gatekeeper import Gatekeeper, locked
 from broker.runs.holding import drop_holds, plan_known
 from broker.runs.ledger import reserve_or_hold
-from broker.runs.planning import NotAtHand, encode, load_plan, make_plan
+from broker.runs.planning import NotAtHand, encode, load_plan, make_plan, note_start_limits
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
@@ -129,6 +129,7 @@ class Submitter:
                     intended_at=utcnow(),
                 )
             )
+            note_start_limits(attempt_jobs(session, run.id, run.attempt), plan)
             run.phase, run.resolved = Phase.SUBMITTING, resolved.document()
             run.tries, run.next_try_at, run.trouble = 0, None, None
             emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)

@@ -10,6 +10,8 @@ import pytest
 
 from broker.compiler import ClusterProfile, Plan, ResolvedImage, RunIdentity, compile_run
 from broker.runs.drift import Difference, Holder, differences, grown
+from broker.runs.planning import note_start_limits
+from broker.runs.tables import JobRow
 from broker.slurm.held import HeldJob
 from broker.slurm.states import SlurmState
 from broker.slurm.tres import Tres
@@ -157,6 +159,29 @@ def test_only_more_than_was_approved_counts_after_the_release() -> None:
     assert [each.field for each in grown("trainer", resources, larger, None)] == [
         "GPUs", "GPU shards", "memory (MB)", "time limit (s)",
     ]  # fmt: skip
+
+
+def test_what_takes_several_starts_was_approved_with_the_limit_of_one() -> None:
+    """Its owner may not make one start as long as the whole: others take turns with it."""
+    resources = {"gpu_count": 8, "memory_mib": 256 << 10, "time_s": 3 * 86400, "start_s": 86400}
+    assert grown("trainer", resources, TRES, 86400) == grown("trainer", resources, TRES, 600) == []
+    assert [str(each) for each in grown("trainer", resources, TRES, 3 * 86400)] == [
+        "trainer: time limit (s) is 259200, not 86400"
+    ]
+    assert grown("trainer", resources | {"start_s": 90}, TRES, 120) == []  # Slurm counts whole minutes
+
+
+@pytest.mark.parametrize(("before", "whole_s"), [({}, 6 * 3600), ({"start_s": 3600}, 5400), ({}, 5400)])
+def test_limits_of_a_class_that_changed_before_the_submission_make_nothing_look_larger(
+    before: dict[str, int], whole_s: int
+) -> None:
+    """The plan asks for 90 min at a time, whatever was thought when the run was asked for."""
+    needs = {"gpu_count": 8, "memory_mib": 256 << 10, "time_s": whole_s}
+    jobs = [JobRow(component="trainer", resources=needs | before)]
+    note_start_limits(jobs, PLAN)
+    assert jobs[0].resources == needs | ({"start_s": 5400} if whole_s > 5400 else {})
+    assert grown("trainer", jobs[0].resources, TRES, 5400) == []
+    assert grown("trainer", jobs[0].resources, TRES, 5460) != []
 
 
 def test_no_value_makes_the_sentence_endless() -> None:
