@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.postgres import postgres_url
 
 __all__ = ["postgres_url"]
+
+# Hypothesis fails a test of which one example took 200 ms, or whose examples are made slowly: both tell of a
+# machine that others use as well, nothing of what is tested. What fails is printed such that it can be
+# repeated elsewhere.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("any machine")
 
 
 class OneCluster(LoadScopeScheduling):

@@ -103,7 +103,7 @@ def asked(draw: st.DrawFn) -> tuple[Wanted, Scope]:
     return Wanted(report, SINCE, UNTIL, by, {name: value[name] for name in names}), scope
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(JOBS, asked(), st.sampled_from(["all", "some", "none"]))
 def test_any_report_has_the_sums_of_its_jobs(
     ctx: Context, jobs: list[dict[str, Any]], asked: tuple[Wanted, Scope], packing: str
@@ -125,7 +125,7 @@ def test_any_report_has_the_sums_of_its_jobs(
     }
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(JOBS, st.sampled_from(["all", "some", "none"]), st.sampled_from([0.5, 0.9, 0.95]))
 def test_a_quantile_of_packed_days_is_off_by_the_stated_error_at_most(
     ctx: Context, jobs: list[dict[str, Any]], packing: str, share: float
@@ -147,7 +147,7 @@ def nearest_rank(values: list[float], share: float) -> float:
     return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(JOBS, st.sampled_from(["all", "some", "none"]), st.sampled_from([0.5, 0.9, 0.95]))
 def test_slowdowns_are_off_by_the_stated_error_at_most_and_their_mean_by_a_thousandth(
     ctx: Context, jobs: list[dict[str, Any]], packing: str, share: float
@@ -171,7 +171,7 @@ def test_slowdowns_are_off_by_the_stated_error_at_most_and_their_mean_by_a_thous
         assert figures["mean_slowdown"].coverage(group.sums) == (len(mine), len(mine))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(JOBS, st.sampled_from([(), ("tenant",), ("tenant", "month")]))
 def test_hours_by_gpu_type_are_of_that_type_and_add_up_to_those_without_it(
     ctx: Context, jobs: list[dict[str, Any]], by: tuple[str, ...]
@@ -198,7 +198,7 @@ def test_hours_by_gpu_type_are_of_that_type_and_add_up_to_those_without_it(
     assert {kind: n for kind, n in found.items() if n} == {kind: n for kind, n in expected.items() if n}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(JOBS, asked(), st.data())
 def test_lines_stand_in_the_same_order_whether_made_one_by_one_or_not(
     ctx: Context, jobs: list[dict[str, Any]], asked: tuple[Wanted, Scope], data: st.DataObject

@@ -79,7 +79,7 @@ def history(steps: list[tuple[str, int, Place, str | None, int]]) -> list[tuple[
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(doings, max_size=DAYS))
 def test_whatever_was_charged_and_is_not_any_more_was_corrected(
     steps: list[tuple[str, int, Place, str | None, int]],

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.costs.columns import SPAN, costs_of
@@ -106,7 +106,6 @@ def holding(prices: Sequence[Price], resource: Resource, place: Place, day: date
     return ranked[0] if ranked else None
 
 
-@settings(deadline=None)
 @given(books(), places, st.integers(-10, DAYS + 5))
 def test_the_price_that_holds_is_that_of_the_written_rule(
     prices: list[Price], place: Place, day: int
@@ -140,7 +139,6 @@ def test_the_cluster_weighs_more_than_partition_qos_and_gpu_type_together() -> N
     assert told(Place("spare", "cpu", "other", "")) is None
 
 
-@settings(deadline=None)
 @given(books(), daily, st.lists(st.integers(1, DAYS - 1), max_size=4, unique=True))
 def test_parts_of_a_period_cost_exactly_what_the_whole_does(
     prices: list[Price], rows: list[tuple[int, Place, int, int]], cuts: list[int]
@@ -155,7 +153,6 @@ def test_parts_of_a_period_cost_exactly_what_the_whole_does(
     assert sum(unpriced(part) for part in parts) == unpriced(whole)
 
 
-@settings(deadline=None)
 @given(books(), daily)
 def test_days_between_two_changes_may_be_added_up_before_they_are_priced(
     prices: list[Price], rows: list[tuple[int, Place, int, int]]
@@ -179,7 +176,6 @@ def test_days_between_two_changes_may_be_added_up_before_they_are_priced(
     assert unpriced(once) == unpriced(daily_)
 
 
-@settings(deadline=None)
 @given(books(), daily)
 def test_costs_are_what_the_rule_says_row_by_row(
     prices: list[Price], rows: list[tuple[int, Place, int, int]]
@@ -197,7 +193,6 @@ def test_costs_are_what_the_rule_says_row_by_row(
     assert (cost(items), unpriced(items)) == (expected, left)
 
 
-@settings(deadline=None)
 @given(
     books(),
     daily,
@@ -320,7 +315,6 @@ def test_who_goes_from_billing_units_to_cores_has_each_counted_in_its_time() -> 
     assert sorted(columns, key=in_order) == items
 
 
-@settings(deadline=None)
 @given(books(), books(), daily, st.integers(0, DAYS))
 def test_a_price_that_is_let_in_changes_nothing_that_was_charged(
     prices: list[Price], more: list[Price], rows: list[tuple[int, Place, int, int]], days: int

@@ -200,7 +200,7 @@ UTIL = st.one_of(st.none(), st.just(0.0), st.floats(0, 100))
 RUNS = st.lists(st.tuples(st.sampled_from([1, 3, 15, 35]), UTIL, UTIL), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RUNS)
 def test_whoever_is_told_idle_was_measured_so_and_told_in_turn(runs: list[tuple[int, Any, Any]]) -> None:
     """Against the looks themselves: idle is told where each span of a window has a look, and all are low."""

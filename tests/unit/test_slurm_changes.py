@@ -264,7 +264,7 @@ def test_more_names_than_fit_one_command_line_are_asked_in_several(tmp_path: Pat
     assert sum(sizes) >= sum(len(name) for name in names)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), min_size=1, max_size=5

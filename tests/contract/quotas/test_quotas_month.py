@@ -101,7 +101,6 @@ def truth_of(rows: Sequence[Row]) -> dict[str, int]:
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(jobs=st.lists(histories(), min_size=1, max_size=6), data=st.data())

@@ -71,7 +71,7 @@ def hostile_tree(place: tuple[str | int, ...], text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("place", FIELDS, ids=lambda place: ".".join(map(str, place)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=HOSTILE)
 def test_hostile_text_is_refused_or_leaves_a_script_bash_can_read(
     place: tuple[str | int, ...], text: str
@@ -94,7 +94,7 @@ def test_hostile_text_is_refused_or_leaves_a_script_bash_can_read(
 carried = HOSTILE.filter(lambda text: "\0" not in text and "\ud800" not in text)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(env=carried.filter(lambda text: "\r" not in text), value=carried, argument=carried)
 def test_hostile_text_arrives_exactly_as_data(env: str, value: str, argument: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
