@@ -9,7 +9,6 @@ import itertools
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import make_url
+
+from tests.harness.processes import free_port
 
 _NUMBER = itertools.count()
 _OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
@@ -51,7 +52,7 @@ def server() -> Iterator[str]:
         cwd=base,
         **account,
     )
-    port = _free_port()
+    port = free_port()
     argv = [str(folder / "postgres"), "-D", str(data), "-k", str(base), "-h", "127.0.0.1", "-p", str(port)]
     argv += [part for option in _OPTIONS for part in ("-c", option)]
     with log.open("wb") as output:
@@ -90,12 +91,6 @@ def _await_ready(folder: Path, process: subprocess.Popen[bytes], base: Path, por
         except subprocess.TimeoutExpired:
             continue
     raise RuntimeError(f"PostgreSQL did not become ready:\n{log.read_text(errors='replace')}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fresh_database(url: str, name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 from standardwebhooks import Webhook, WebhookVerificationError
+
+from tests.harness.processes import free_port
 
 
 @dataclass
@@ -126,10 +127,9 @@ class MailServer:
 def mail_server() -> Iterator[MailServer]:
     """Run a mail server until the block ends."""
     handler = MailServer()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        handler.port = probe.getsockname()[1]
-    controller = Controller(handler, hostname="127.0.0.1", port=handler.port)
+    handler.port = free_port()
+    # its own 5 s until it answers are too few where other programs have the processors
+    controller = Controller(handler, hostname="127.0.0.1", port=handler.port, ready_timeout=60)
     controller.start()
     try:
         yield handler

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 
 from tests.cluster.conftest import PROGRAM, state_home
 from tests.cluster.engine import Engine, cache, engine
+from tests.harness.processes import free_port
 
 pytestmark = [
     pytest.mark.cluster,
@@ -146,9 +146,7 @@ def test_down_leaves_nothing_running_and_up_finds_jobs_accounts_and_keys_again(
 @pytest.fixture
 def everything(running_engine: Engine, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Every service of docker-compose.yml; the environment in which the host's command line talks to them."""
-    ports = dict(
-        zip(("SSH_PORT", "REGISTRY_PORT", "OBJECTS_PORT", "BROKER_PORT"), free_ports(4), strict=True)
-    )
+    ports = {name: free_port() for name in ("SSH_PORT", "REGISTRY_PORT", "OBJECTS_PORT", "BROKER_PORT")}
     env = {
         **running_engine.env,
         **{name: str(port) for name, port in ports.items()},
@@ -179,15 +177,6 @@ def succeed(argv: Sequence[str | Path], env: Mapping[str, str], stdin: str = "")
     )
     assert done.returncode == 0, f"{argv}: {done.stderr[-3000:]}{done.stdout[-1000:]}"
     return done.stdout
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody has bound."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.mark.slow

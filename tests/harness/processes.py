@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -63,12 +65,20 @@ def _end_with_parent() -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+_PORTS = range(10_000, 21_000)
+
+
 def free_port() -> int:
-    """A TCP port that nobody has on loopback now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody has on loopback now, nor is likely to take before its program does.
+
+    The kernel gives connections and port 0 theirs from above (ip(7), ip_local_port_range), and clusters of
+    `slurm-dev/` take theirs from 21000 on.
+    """
+    while True:
+        port = secrets.choice(_PORTS)  # Hypothesis seeds `random`: two processes would choose the same
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition: Callable[[], object], seconds: float, what: str, step_s: float = 0.02) -> None:
