@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Table, func, select, tuple_, update
@@ -37,9 +37,12 @@ _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
 _CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _values = attrgetter(*_COLUMNS)
+_STORED = tuple(column.name for column in _JOBS.columns)
+_stored = itemgetter(*_STORED)
 COUNTED = tuple(column for column in _JOBS.columns if column.name != "raw")
 """What the sums are made of, and more: all of a job but what Slurm said word by word."""
-_DAY_KEY = ("cluster", "day", *Who._fields, "outcome")
+_DAY_COLUMNS = ("cluster", "day", *Who._fields, "outcome", *SUMS)
+_amounts = itemgetter(*SUMS)
 _WAIT_COLUMNS = ("cluster", "day", *Who._fields, "kind", "bucket", "jobs")
 _NAMES = 1000
 """Names asked for at once: a queue may have more than a statement may have parameters."""
@@ -126,7 +129,7 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord]) -> int:
             sums.add(before, -1)
         sums.add(row)
         rows.append(row)
-    upsert(session, _JOBS, rows)
+    upsert(session, _JOBS, _STORED, map(_stored, rows), ready=("raw",))
     add_sums(session, people.cluster, sums)
     return len(rows)
 
@@ -264,16 +267,16 @@ def add_sums(session: Session, cluster: str, sums: Sums) -> None:
     lessened |= {place[0] for place, jobs in sums.waits.items() if jobs < 0}
     changed = {key[0] for key in sums.days} | {place[0] for place in sums.waits}
     packed.stale(session, cluster, changed, lessened)
-    days = [
-        dict(zip(_DAY_KEY, (cluster, day, *who, outcome), strict=True)) | amounts
+    days = (
+        (cluster, day, *who, outcome, *_amounts(amounts))
         for (day, who, outcome), amounts in sorted(sums.days.items())
-    ]
-    waits = [
-        dict(zip(_WAIT_COLUMNS, (cluster, day, *who, kind, number, jobs), strict=True))
+    )
+    waits = (
+        (cluster, day, *who, kind, number, jobs)
         for (day, who, kind, number), jobs in sorted(sums.waits.items())
-    ]
-    upsert(session, _DAYS, days, adding=SUMS)
-    upsert(session, _WAITS, waits, adding=("jobs",))
+    )
+    upsert(session, _DAYS, _DAY_COLUMNS, days, adding=SUMS)
+    upsert(session, _WAITS, _WAIT_COLUMNS, waits, adding=("jobs",))
 
 
 # ---- the cursor -------------------------------------------------------------------------------------
@@ -286,7 +289,8 @@ def cursor_of(row: AccountingCursorRow) -> Cursor:
 
 def save_cursor(session: Session, cluster: str, cursor: Cursor, at: datetime) -> None:
     """Write down how far was read."""
-    upsert(session, _CURSORS, [{"cluster": cluster, "updated_at": at, **asdict(cursor)}])
+    row = {"cluster": cluster, "updated_at": at, **asdict(cursor)}
+    upsert(session, _CURSORS, tuple(row), [tuple(row.values())])
 
 
 def statuses(session: Session) -> list[dict[str, Any]]:

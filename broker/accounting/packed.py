@@ -48,6 +48,7 @@ COLUMNS: Final = {
 """What a part's columns are: all of its table's but those that all of its rows share."""
 LAYOUT: Final = hashlib.blake2b(repr(sorted(COLUMNS.items())).encode(), digest_size=8).hexdigest()
 """What the columns are packed as; days packed before a column was added count as stale."""
+_STALE: Final = ("cluster", "day", "layout")
 _WRITE = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
 _TEXT: Final = pa.dictionary(pa.int32(), pa.string())
 
@@ -62,9 +63,9 @@ class Day(NamedTuple):
 
 def stale(session: Session, cluster: str, days: Iterable[date], lessened: Set[date] = frozenset()) -> None:
     """Mark days whose sums change in this transaction; of those `lessened`, something is taken away."""
-    rows = [{"cluster": cluster, "day": day, "layout": ""} for day in sorted(set(days))]
-    upsert(session, _PACKED, rows)
-    upsert(session, _PACKED, [row | {"lessened": True} for row in rows if row["day"] in lessened])
+    rows = [(cluster, day, "") for day in sorted(set(days))]
+    upsert(session, _PACKED, _STALE, rows)
+    upsert(session, _PACKED, (*_STALE, "lessened"), [(*row, True) for row in rows if row[1] in lessened])
 
 
 def pack(session: Session, cluster: str, most: int) -> int:

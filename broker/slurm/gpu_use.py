@@ -42,13 +42,11 @@ def best(*known: tuple[float | None, GpuSource | None]) -> tuple[float | None, G
     return min(sure, key=lambda one: one[0])[1:] if sure else (None, None)
 
 
-def by_accounting(
-    comment: str, steps: Iterable[Mapping[str, str]], gpus: int
-) -> tuple[float | None, GpuSource | None]:
-    """Per cent, the mean over the job's GPUs, and who says so; `steps`: their rows of sacct."""
+def by_accounting(comment: str, usage: Iterable[str], gpus: int) -> tuple[float | None, GpuSource | None]:
+    """Per cent, the mean over the job's GPUs, and who says so; `usage`: the steps' `TRESUsageInTot`."""
     if not gpus:
         return None, None
-    return best((jobstats(comment), GpuSource.JOBSTATS), (_of_slurm(steps, gpus), GpuSource.SLURM))
+    return best((jobstats(comment), GpuSource.JOBSTATS), (_of_slurm(usage, gpus), GpuSource.SLURM))
 
 
 def jobstats(comment: str) -> float | None:
@@ -68,15 +66,14 @@ def jobstats(comment: str) -> float | None:
     return _percent(sum(shares) / len(shares)) if shares else None
 
 
-def _of_slurm(steps: Iterable[Mapping[str, str]], gpus: int) -> float | None:
+def _of_slurm(usage: Iterable[str], gpus: int) -> float | None:
     """slurmd adds up over the processes, and a process over the GPUs it uses: the total is shared out.
 
     Of several steps the busiest: they may run beside each other on GPUs of their own, or one after the other.
     """
     if not gpus:
         return None
-    looked_at = (step["TRESUsageInTot"] for step in steps if _sampled(step["TRESUsageInTot"]))
-    found = (entry(tres, "gres/gpuutil") for tres in looked_at)
+    found = (entry(tres, "gres/gpuutil") for tres in usage if _sampled(tres))
     most = max((int(text) for text in found if text.isascii() and text.isdigit()), default=None)
     return None if most is None else _percent(min(most / gpus, 100.0))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from itertools import chain
 
+from pydantic_core import to_json
 from typing_extensions import override
 
 from broker.hosts import Completed
@@ -38,6 +39,8 @@ USAGE_FIELDS = (
     "AdminComment",
 )
 """What a job used: on every release from 22.05 on."""
+_OF_STEP = ("JobIDRaw", "State", "ExitCode", "ElapsedRaw", *USAGE_FIELDS)
+"""What is kept of a step: the rest stands with its job."""
 MAX_NODE_W = 20_000
 """No node draws more: more joules than this times its time are a counter that ran over (`ConsumedEnergy`)."""
 _MAX_STEPS = 100
@@ -60,7 +63,10 @@ _ENDED_FROM_OUTSIDE = frozenset(
 
 @dataclass(slots=True)
 class JobRecord:
-    """One attempt of a job, its steps joined. Fields as the columns of `AccountingJobRow`."""
+    """One attempt of a job, its steps joined. Fields as the columns of `AccountingJobRow`; `raw` is JSON
+    already: thousands of jobs are in memory at a time, and a text is less to hold and to look through than
+    dozens of values.
+    """
 
     job_id: int
     submit_at: int
@@ -98,7 +104,7 @@ class JobRecord:
     gpu_util_by: GpuSource | None
     energy_j: int | None
     digest: str
-    raw: dict[str, Any]
+    raw: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,17 +182,18 @@ def read_rows(text: str, delimiter: str, fields: Sequence[str]) -> Answer:
 def _grouped(
     text: str, delimiter: str, fields: Sequence[str], bad: list[str]
 ) -> Iterator[tuple[dict[str, str], list[dict[str, str]]]]:
+    """Each job's row, and of those of its steps what is kept where there is something."""
+    of_id, of_step = fields.index("JobIDRaw"), [(name, fields.index(name)) for name in _OF_STEP]
     job: dict[str, str] | None = None
     steps: list[dict[str, str]] = []
     for values in _lines(text, delimiter, len(fields), bad):
-        row = dict(zip(fields, values, strict=True))
-        job_id, dot, _ = row["JobIDRaw"].partition(".")
+        job_id, dot, _ = values[of_id].partition(".")
         if not dot:
             if job is not None:
                 yield job, steps
-            job, steps = row, []
+            job, steps = dict(zip(fields, values, strict=True)), []
         elif job is not None and job["JobIDRaw"] == job_id:
-            steps.append(row)
+            steps.append({name: value for name, place in of_step if (value := values[place])})
         else:
             bad.append(delimiter.join(values))
     if job is not None:
@@ -210,7 +217,7 @@ def _lines(text: str, delimiter: str, columns: int, bad: list[str]) -> Iterator[
         yield last
 
 
-def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRecord:
+def _record(row: dict[str, str], steps: Sequence[dict[str, str]]) -> JobRecord:
     state = parse_state(row["State"])
     start, end, submit = (_at(row[name]) for name in ("Start", "End", "Submit"))
     if submit is None:
@@ -224,11 +231,11 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
     # of a job that waits, the start is an estimate; of one cancelled before it began, its end
     never_ran = not elapsed and row["NodeList"] in {"", "None assigned"}
     gpu_type, types = gpu_types.named(tres.gpu_types, tres.gpus) if tres.gpus else ("", "")
-    raw: dict[str, Any] = {name: value for name, value in row.items() if value}
-    used = [_used(step) for step in steps]
-    gpu_util, gpu_util_by = by_accounting(row["AdminComment"], steps, tres.gpus)
+    usage = [step.get("TRESUsageInTot", "") for step in steps]
+    gpu_util, gpu_util_by = by_accounting(row["AdminComment"], usage, tres.gpus)
+    raw: dict[str, object] = {name: value for name, value in row.items() if value}
     if steps:
-        raw |= {"steps": used[:_MAX_STEPS]}
+        raw["steps"] = steps[:_MAX_STEPS]
     return JobRecord(
         job_id=number(row["JobIDRaw"]),
         submit_at=submit,
@@ -260,19 +267,19 @@ def _record(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRe
         billing=tres.billing if "billing=" in row["AllocTRES"] else _asked_billing(row, tres.cpus),
         total_cpu_s=_cpu_used(row, steps) if end is not None else None,
         cpu_partial=any(one in _ENDED_FROM_OUTSIDE for one in (state, *_states(steps))),
-        max_rss_mib=_most(_mib(step["MaxRSS"]) for step in steps),
-        mem_in_tot_mib=_most(_mib(entry(step["TRESUsageInTot"], "mem")) for step in steps),
+        max_rss_mib=_most(_mib(step.get("MaxRSS", "")) for step in steps),
+        mem_in_tot_mib=_most(_mib(entry(total, "mem")) for total in usage),
         gpu_util=gpu_util,
         gpu_util_by=gpu_util_by,
         energy_j=_energy(row["ConsumedEnergyRaw"], elapsed, nodes),
-        digest=_digest([*row.values(), *(value for one in used for value in one.values())]),
-        raw=raw,
+        digest=_digest(chain(row.values(), *map(dict.values, steps))),
+        raw=to_json(raw).decode(),
     )
 
 
 def _states(steps: Sequence[Mapping[str, str]]) -> Iterator[SlurmState]:
     """How the steps ended: a job may go on after one that was killed, and end well."""
-    return (parse_state(step["State"]) for step in steps)
+    return (parse_state(step.get("State", "")) for step in steps)
 
 
 def _asked_billing(row: Mapping[str, str], cpus: int) -> int:
@@ -280,15 +287,8 @@ def _asked_billing(row: Mapping[str, str], cpus: int) -> int:
     return parse_tres(row["ReqTRES"]).billing if cpus else 0
 
 
-def _digest(values: Sequence[str]) -> str:
+def _digest(values: Iterable[str]) -> str:
     return hashlib.blake2b("\x1f".join(values).encode(), digest_size=16).hexdigest()
-
-
-_OF_STEP = ("JobIDRaw", "State", "ExitCode", "ElapsedRaw", *USAGE_FIELDS)
-
-
-def _used(step: Mapping[str, str]) -> dict[str, str]:
-    return {name: step[name] for name in _OF_STEP if step[name]}
 
 
 def _at(text: str) -> int | None:
@@ -323,7 +323,7 @@ def cpu_seconds(text: str) -> float | None:
 
 def _cpu_used(row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> int | None:
     """The job's CPU time: the sum over its steps. Without steps nobody measured it."""
-    found = [used for step in steps if (used := cpu_seconds(step["TotalCPU"])) is not None]
+    found = [used for step in steps if (used := cpu_seconds(step.get("TotalCPU", ""))) is not None]
     return round(max(sum(found), cpu_seconds(row["TotalCPU"]) or 0.0)) if found else None
 
 

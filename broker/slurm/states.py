@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 
 class SlurmState(StrEnum):
@@ -118,6 +119,7 @@ _CODES = {
 }
 
 
+@lru_cache(1024)
 def parse_state(text: str) -> SlurmState:
     """The state in `RUNNING`, `CG`, `CANCELLED by 1000`, `COMPLETED+`; what is none is UNKNOWN."""
     word = text.split(maxsplit=1)[0].rstrip("+*") if text.strip() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def test_sizes_are_asked_for_in_bytes_and_not_rounded(tmp_path: Path) -> None:
         tmp_path, f'case "$*" in *--noconvert*) cat {texts["raw"]};; *) echo rounded >&2; exit 1;; esac'
     )
     (record,) = client.sacct(WINDOW).jobs
-    assert (record.max_rss_mib, record.raw["steps"][0]["MaxRSS"]) == (310, "324833280")
+    assert (record.max_rss_mib, json.loads(record.raw)["steps"][0]["MaxRSS"]) == (310, "324833280")
 
 
 def test_the_clock_and_its_form_are_the_same_whatever_the_account_sets(tmp_path: Path) -> None:
