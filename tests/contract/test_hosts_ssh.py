@@ -93,10 +93,11 @@ def test_a_channel_closed_without_an_answer_is_no_refusal(server: SshServer, hos
 
 
 def test_a_command_that_outlives_its_time_is_unknown_or_unreachable_if_it_only_reads(host: SshHost) -> None:
+    assert host.run(["true"], timeout=20).rc == 0  # connected: the time below is the command's alone
     with pytest.raises(OutcomeUnknown):
-        host.run(["sleep", "30"], timeout=0.3)
+        host.run(["sleep", "30"], timeout=1)
     with pytest.raises(Unreachable):
-        host.run(["sleep", "30"], timeout=0.3, readonly=True)
+        host.run(["sleep", "30"], timeout=1, readonly=True)
     assert host.run(["true"], timeout=5).rc == 0
 
 
@@ -106,19 +107,17 @@ def test_a_poller_gives_up_when_its_time_is_over_however_patient_the_host_is(ser
         began = time.monotonic()
         with pytest.raises(Unreachable):
             host.run(["true"], timeout=0.5)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # not the 60 s of a connection, nor ten times these
         server.behaviour.hang_accept.clear()
         assert host.run(["true"], timeout=10).rc == 0
 
 
 def test_threads_that_wait_share_one_attempt_to_connect(server: SshServer) -> None:
     server.behaviour.hang_accept.set()
-    with closing(SshHost(server.config(attempts=1, connect_timeout=0.5))) as host:
-        began = time.monotonic()
+    with closing(SshHost(server.config(attempts=1, connect_timeout=1.5))) as host:
         with ThreadPoolExecutor(8) as pool:
             errors = [pool.submit(host.run, ["true"], timeout=20) for _ in range(8)]
         assert all(isinstance(error.exception(), Unreachable) for error in errors)
-        assert time.monotonic() - began < 3  # not 8 times the time-out
         assert server.behaviour.connections == 1
         server.behaviour.hang_accept.clear()
 
