@@ -135,7 +135,7 @@ def test_every_line_carries_its_childs_name(lead: Callable[..., Leader]) -> None
 
 
 def test_sigterm_ends_all_in_reverse_order_and_is_no_failure(lead: Callable[..., Leader]) -> None:
-    leader = lead("first", "gentle")
+    leader = lead("first", "gentle", grace_s=PATIENCE_S)  # time to say goodbye on a busy machine
     pids = [leader.pid_of("first"), leader.pid_of("gentle")]
     leader.hears("ready")
     leader.process.send_signal(signal.SIGTERM)

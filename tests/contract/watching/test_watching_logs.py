@@ -199,7 +199,7 @@ def test_a_stream_ends_with_the_readers_right(desk: Desk, path: str) -> None:
     """A run takes days: who was shut out meanwhile must not read on."""
     with served(desk.api) as port:
         url = f"http://127.0.0.1:{port}/api/v1/runs/{desk.run_id}/{path}"
-        with httpx.stream("GET", url, headers=desk.api.headers("ann"), timeout=8) as answer:
+        with httpx.stream("GET", url, headers=desk.api.headers("ann"), timeout=20) as answer:
             lines = answer.iter_lines()
             assert next(line for line in lines if line.startswith("data:"))
             with desk.ctx.db.write() as session:
