@@ -299,7 +299,7 @@ def test_a_request_that_nobody_decides_expires(api: Api) -> None:
     with api.ctx.db.write() as session:
         asked = utcnow() - timedelta(days=14, seconds=1)
         session.get_one(RunRow, old["id"]).approval_requested_at = asked
-    lease = leases.acquire(api.ctx.db, "approvals", "test", 30)
+    lease = leases.acquire(api.ctx.db, "approvals", "test", 3600)
     assert lease is not None
     assert expire(api.ctx, lease) == 1
     assert expire(api.ctx, lease) == 0

@@ -185,7 +185,7 @@ def test_verify_ends_with_1_and_names_the_first_broken_row(tmp_path, monkeypatch
         with ctx.db.write() as session:
             for _ in range(3):
                 record(session, KIM, "run.cancel", "run", "run-1", None, None)
-        seal(ctx.db, leases.acquire(ctx.db, LEASE, "test", 60), tmp_path)
+        seal(ctx.db, leases.acquire(ctx.db, LEASE, "test", 3600), tmp_path)
         monkeypatch.setenv("BROKER_DATA_DIR", str(tmp_path))
         assert main(["audit", "verify", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)

@@ -150,7 +150,7 @@ def test_a_submission_that_fails_is_counted_by_who_can_mend_it_unless_it_is_canc
 def test_a_look_that_fails_still_says_how_long_the_queue_for_the_connection_is(tmp_path: Path) -> None:
     """With a private name: gauges of one process are shared by its tests."""
     with context(tmp_path, clusters={"dark": login_node(tmp_path)}) as ctx:
-        lease = leases.acquire(ctx.db, "worker:dark", "test", 60)
+        lease = leases.acquire(ctx.db, "worker:dark", "test", 3600)
         assert lease is not None
         Tracker(ctx, "dark", lease).tick()
     assert REGISTRY.get_sample_value("broker_poll_failures_total", {"cluster": "dark"}) == 1

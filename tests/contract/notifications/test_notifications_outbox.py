@@ -19,7 +19,7 @@ from tests.telling import add_hook, ended, running, service, tell
 
 def test_notices_are_numbered_without_gap_in_the_order_of_commits(tmp_path, url):
     with service(tmp_path, url) as api:
-        lease = leases.acquire(api.ctx.db, LEASE, "only", 300)
+        lease = leases.acquire(api.ctx.db, LEASE, "only", 3600)
 
         def write(_):
             for _ in range(10):
@@ -43,7 +43,7 @@ def test_a_worker_that_lost_its_lease_numbers_nothing(tmp_path, url):
     with service(tmp_path, url) as api:
         stale = leases.acquire(api.ctx.db, LEASE, "stale", 0.001)
         time.sleep(0.01)
-        assert leases.acquire(api.ctx.db, LEASE, "fresh", 30)
+        assert leases.acquire(api.ctx.db, LEASE, "fresh", 3600)
         tell(api.ctx)
         with pytest.raises(LeaseLost):
             distribute(api.ctx.db, stale, api.ctx.settings.notifications)
@@ -58,7 +58,7 @@ def test_old_notices_go_with_their_log_but_nothing_that_is_still_to_be_sent(tmp_
             tell(api.ctx)
             tell(api.ctx)
             ended(api.ctx, 2)
-        lease = leases.acquire(api.ctx.db, LEASE, "cleaner", 30)
+        lease = leases.acquire(api.ctx.db, LEASE, "cleaner", 3600)
         tell(api.ctx)
         distribute(api.ctx.db, lease, api.ctx.settings.notifications)
         tell(api.ctx)
@@ -77,7 +77,7 @@ def test_a_quota_is_told_of_once_in_a_month_though_notices_are_kept_a_week(tmp_p
         tell(api.ctx, "quota_80", once="quota 80 of November")
         tell(api.ctx)
         tell(api.ctx)
-        lease = leases.acquire(api.ctx.db, LEASE, "cleaner", 300)
+        lease = leases.acquire(api.ctx.db, LEASE, "cleaner", 3600)
         distribute(api.ctx.db, lease, api.ctx.settings.notifications)
 
         def kinds_after(days):
@@ -98,7 +98,7 @@ def test_more_old_notices_than_go_at_once_go_one_after_the_other(tmp_path, monke
     with service(tmp_path) as api:
         for _ in range(4):
             tell(api.ctx)
-        lease = leases.acquire(api.ctx.db, LEASE, "first", 30)
+        lease = leases.acquire(api.ctx.db, LEASE, "first", 3600)
         distribute(api.ctx.db, lease, api.ctx.settings.notifications)
         leases.release(api.ctx.db, lease)
         with api.ctx.db.write() as session:

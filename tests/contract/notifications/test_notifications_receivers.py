@@ -160,7 +160,7 @@ def test_a_deleted_webhook_gets_nothing_more(tmp_path, receiver):
     with service(tmp_path) as api:
         hook = add_hook(api, receiver)
         tell(api.ctx)
-        lease = leases.acquire(api.ctx.db, LEASE, "first", 30)
+        lease = leases.acquire(api.ctx.db, LEASE, "first", 3600)
         assert distribute(api.ctx.db, lease, api.ctx.settings.notifications) == 1
         leases.release(api.ctx.db, lease)
         assert api.call("DELETE", f"/webhooks/{hook}", "root").status_code == 204
