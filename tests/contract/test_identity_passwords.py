@@ -38,9 +38,9 @@ def test_unknown_user_takes_as_long_as_a_known_one():
     def fastest(hashed: str | None) -> float:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()  # of all lanes; what else the machine does is not in it
             assert not verify_password("wrong", hashed)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     known = fastest(stored)
