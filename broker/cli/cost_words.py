@@ -1,4 +1,4 @@
-"""What `broker costs` says around its figures, in both languages."""
+"""What `broker costs` and `broker prices list` say around their figures, in both languages."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ RUN_HEADS: Final = {
     "en": ("COMPONENT", "ATTEMPT", "JOB", "STATE", "STARTED"),
     "ko": ("구성 요소", "시도", "작업", "상태", "시작"),
 }
+PRICE_HEADS: Final = {
+    "en": ("ID", "RESOURCE", "WHERE", "PRICE>", "FROM", "UNTIL?", "STATE"),
+    "ko": ("ID", "자원", "적용 범위", "단가>", "시작일", "종료일?", "상태"),
+}
+WITHDRAWN_HEADS: Final = {"en": ("WITHDRAWN?", "INSTEAD?"), "ko": ("철회?", "대체?")}
+PRICE_STATES: Final = {
+    "en": {"future": "future", "holds": "holds", "past": "past", "withdrawn": "withdrawn"},
+    "ko": {"future": "예정", "holds": "적용 중", "past": "종료", "withdrawn": "철회"},
+}
+"""What becomes of a price (`costs.schemas.PriceView`)."""
 COST_WORDS: Final = {
     "en": {
         "title": "Costs",
@@ -35,6 +45,9 @@ COST_WORDS: Final = {
         "everywhere": "everywhere",
         "no_price": "no price of its own",
         "withdrawn": "withdrawn",
+        "no_prices": "No prices: all use is unpriced",
+        "ends": "ends",
+        "withdrawn_by": "{at} by {by}",
     },
     "ko": {
         "title": "비용",
@@ -50,5 +63,8 @@ COST_WORDS: Final = {
         "everywhere": "전체",
         "no_price": "자체 단가 없음",
         "withdrawn": "철회",
+        "no_prices": "단가 없음: 모든 사용에 단가가 없습니다",
+        "ends": "끝",
+        "withdrawn_by": "{at}, {by}",
     },
 }

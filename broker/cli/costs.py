@@ -20,6 +20,8 @@ from broker.cli.report_words import WORDS, Lang, Language
 from broker.cli.splitting import Lines, by_option, chosen_filters, where_option
 from broker.errors import InvalidRequest
 
+_SPLIT: Final = ("by", "last", "since", "until", "where", "limit")
+"""Parameters that choose what is counted, and which lines of it are shown."""
 _FILTERS: Final = "cluster, tenant, user, partition, qos, gpu_type, outcome"
 By = Annotated[list[str] | None, by_option("`user`, `run`, `month`")]
 Where = Annotated[list[str] | None, where_option("this use", _FILTERS)]
@@ -55,22 +57,37 @@ def costs(
     What no price holds for is shown as hours.
     """
     if run is not None:
-        if by or last or since or until or where or invoice:
-            raise InvalidRequest("--run shows all that one run costs: leave the other options out")
+        _refuse(ctx, "--run shows all that one run costs", *_SPLIT, "invoice", "bom")
         with api(ctx) as client:
             found = client.get(f"/runs/{run}/cost")
         emit(found, lambda: _shown_run(found, lang), as_json=as_json)
         return
     asked: dict[str, Any] = chosen_period(last, since, until) | chosen_filters(where, _FILTERS)
     if invoice is not None:
-        if by:
-            raise InvalidRequest("An invoice is by tenant and user: leave --by out")
+        _refuse(ctx, "An invoice is by tenant and user, and whole", "by", "limit")
         wanted = asked | {"format": "csv", "bom": bom}
         save(ctx, "/costs", wanted, invoice, option="--invoice", as_json=as_json)
         return
+    _refuse(ctx, "A byte order mark begins an invoice (--invoice FILE), and nothing else", "bom")
     with api(ctx) as client:
         found = client.get("/costs", **asked, by=by or None, limit=limit)
     emit(found, lambda: _shown(found, lang), as_json=as_json)
+
+
+def _refuse(ctx: typer.Context, why: str, *names: str) -> None:
+    """Raise `InvalidRequest` where options were given that would do nothing; `names` of their parameters."""
+    given = [
+        "/".join([*option.opts[:1], *option.secondary_opts])
+        for option in ctx.command.params
+        if option.name in names and _was_given(ctx, option.name)
+    ]
+    if given:
+        raise InvalidRequest(f"{why}: leave {', '.join(given)} out")
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def register(root: typer.Typer) -> None:

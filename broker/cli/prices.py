@@ -7,9 +7,11 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import typer
 
+from broker.cli.cost_words import COST_WORDS, PRICE_HEADS, PRICE_STATES, WITHDRAWN_HEADS
 from broker.cli.options import Json, api, examples, group
 from broker.cli.output import emit, table, when
 from broker.cli.periods import chosen_day
+from broker.cli.report_words import Lang, Language
 from broker.errors import InvalidRequest
 
 prices = group("prices", "What an hour of a core, a GPU, a GiB of memory costs, and from when on.")
@@ -18,34 +20,34 @@ _PLACE: Final = ("cluster", "partition", "qos", "gpu_type")
 Resource = Literal["core_hour", "gpu_hour", "gib_hour", "billing_hour"]
 
 
-@prices.command("list", epilog=examples("broker prices list", "broker prices list --all --json"))
+@prices.command("list", epilog=examples("broker prices list", "broker prices list --all --lang ko"))
 def list_prices(
     ctx: typer.Context,
     every: Annotated[
         bool, typer.Option("--all", help="Past and withdrawn ones, and other currencies too.")
     ] = False,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
     """List the prices that hold, and those that will."""
     with api(ctx) as client:
         found = client.get("/prices", all=every)
+    words = COST_WORDS[lang]
     rows = (
         (
             one["id"],
             one["resource"],
-            place_of(one),
-            "ends" if one["amount"] is None else f"{grouped(one['amount'])} {one['currency']}",
+            place_of(one, words["everywhere"]),
+            words["ends"] if one["amount"] is None else f"{grouped(one['amount'])} {one['currency']}",
             one["valid_from"],
             one["valid_until"],
-            one["state"],
-            *(_withdrawal(one) if every else ()),
+            PRICE_STATES[lang][one["state"]],
+            *(_withdrawal(one, lang) if every else ()),
         )
         for one in found["items"]
     )
-    heads: tuple[str, ...] = ("ID", "RESOURCE", "WHERE", "PRICE>", "FROM", "UNTIL?", "STATE")
-    if every:
-        heads = (*heads, "WITHDRAWN?", "INSTEAD?")
-    emit(found, lambda: table(heads, rows, empty="No prices: all use is unpriced"), as_json=as_json)
+    heads = (*PRICE_HEADS[lang], *(WITHDRAWN_HEADS[lang] if every else ()))
+    emit(found, lambda: table(heads, rows, empty=words["no_prices"]), as_json=as_json)
 
 
 @prices.command(
@@ -145,11 +147,12 @@ def _entered(price: dict[str, Any]) -> str:
     return f"{price['id']}: {price['resource']} {told} from {price['valid_from']} on, {place_of(price)}."
 
 
-def _withdrawal(price: dict[str, Any]) -> tuple[str | None, ...]:
+def _withdrawal(price: dict[str, Any], lang: Language) -> tuple[str | None, ...]:
     if price["withdrawn_at"] is None:
         return None, None
+    who = COST_WORDS[lang]["withdrawn_by"].format(at=when(price["withdrawn_at"]), by=price["withdrawn_by"])
     why = f": {price['withdrawn_why']}" if price["withdrawn_why"] else ""
-    return f"{when(price['withdrawn_at'])} by {price['withdrawn_by']}{why}", price["corrected_by"]
+    return f"{who}{why}", price["corrected_by"]
 
 
 def _check_amount(option: str, amount: str | None, end: bool) -> None:

@@ -12,7 +12,7 @@ from broker.cli.options import Json, api, examples
 from broker.cli.output import emit
 from broker.cli.periods import Last, Since, Until, chosen_period
 from broker.cli.report_views import jobs_view, list_view, report_view
-from broker.cli.report_words import Lang
+from broker.cli.report_words import Lang, Language
 from broker.cli.splitting import Lines, by_option, chosen_filters, where_option
 from broker.errors import InvalidRequest
 
@@ -85,7 +85,7 @@ def report(
     elif output is not None or format_ is not None:
         _save(ctx, name, asked, None if jobs else lines, output or "-", format_, as_json)
     elif jobs:
-        _show_jobs(ctx, name, asked, limit, as_json)
+        _show_jobs(ctx, name, asked, limit, lang, as_json)
     else:
         with api(ctx) as client:
             found = client.get(f"/reports/{name}", **asked, **lines, limit=limit)
@@ -100,7 +100,7 @@ def register(root: typer.Typer) -> None:
         "broker report",
         "broker report usage --by tenant --last month",
         "broker report waits --by partition --by gpu_type --since 2026-11-01",
-        "broker report outcomes --where tenant=team-a --jobs",
+        "broker report outcomes --where tenant=team-a --jobs --lang ko",
         "broker report slowdown --by partition --last month",
         "broker report usage --by wait --where gpu_type=a100",
         "broker report utilisation --last week --explain",
@@ -120,12 +120,12 @@ def _show_list(ctx: typer.Context, as_json: bool) -> None:
 
 
 def _show_jobs(
-    ctx: typer.Context, name: str, asked: Mapping[str, str | None], limit: int, as_json: bool
+    ctx: typer.Context, name: str, asked: Mapping[str, str | None], limit: int, lang: Language, as_json: bool
 ) -> None:
     with api(ctx) as client:
         found = list(client.pages(f"/reports/{name}/jobs", limit + 1, **asked))
     items, more = found[:limit], len(found) > limit
-    emit(items, lambda: jobs_view(items, more=more), as_json=as_json)
+    emit(items, lambda: jobs_view(items, lang, more=more), as_json=as_json)
 
 
 def _save(

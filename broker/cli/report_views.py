@@ -12,7 +12,7 @@ from rich.text import Text
 
 from broker.cli.fitting import BAR, Bar
 from broker.cli.output import harmless, table, when
-from broker.cli.report_words import DEFINITION, TITLE, WORDS, Language
+from broker.cli.report_words import DEFINITION, JOB_HEADS, TITLE, WORDS, Language
 
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _TEXTS: Final = ("text", "date", "time")
@@ -96,23 +96,8 @@ def list_view(items: Sequence[dict[str, Any]]) -> RenderableType:
     return table(("REPORT", "WHAT", "", "FIGURES"), rows, empty="No reports")
 
 
-def jobs_view(items: Sequence[dict[str, Any]], *, more: bool) -> RenderableType:
+def jobs_view(items: Sequence[dict[str, Any]], lang: Language, *, more: bool) -> RenderableType:
     """The jobs behind a report; `more`: there are others."""
-    columns = (
-        "JOB",
-        "USER",
-        "TENANT?",
-        "PARTITION?",
-        "STATE",
-        "SUBMITTED?",
-        "WAITED>",
-        "SLOWDOWN>",
-        "CORE H>",
-        "GPU H>",
-        "CPU>",
-        "MEM>",
-        "NEXT TIME",
-    )
     rows = (
         (
             one["job_id"],
@@ -131,11 +116,9 @@ def jobs_view(items: Sequence[dict[str, Any]], *, more: bool) -> RenderableType:
         )
         for one in items
     )
-    parts = [table(columns, rows, empty="No jobs")]
+    parts = [table(JOB_HEADS[lang], rows, empty=WORDS[lang]["no_jobs"])]
     if more:
-        count = f"The newest {len(items)}; there are more"
-        note = f"{count}: see --limit, or write all of them with --output FILE"
-        parts.append(Text(note, style="bright_black"))
+        parts.append(Text(WORDS[lang]["newest"].format(len(items)), style="bright_black"))
     return Group(*parts)
 
 

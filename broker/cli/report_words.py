@@ -26,6 +26,8 @@ WORDS: Final = {
         "late": "; the last look failed",
         "more": "{} more lines; see --limit",
         "unread": "Of this, nothing was read from Slurm yet",
+        "no_jobs": "No jobs",
+        "newest": "The newest {}; there are more: see --limit, or write all of them with --output FILE",
     },
     "ko": {
         "total": "합계",
@@ -42,5 +44,17 @@ WORDS: Final = {
         "late": "; 마지막 조회는 실패",
         "more": "{}줄 더 있음; --limit 참조",
         "unread": "아직 Slurm에서 읽은 것이 없습니다",
+        "no_jobs": "작업 없음",
+        "newest": "가장 최근 {}개이며 더 있음: --limit 참조, 또는 --output FILE로 모두 저장",
     },
+}
+JOB_HEADS: Final = {
+    "en": (
+        *("JOB", "USER", "TENANT?", "PARTITION?", "STATE", "SUBMITTED?", "WAITED>", "SLOWDOWN>", "CORE H>"),
+        *("GPU H>", "CPU>", "MEM>", "NEXT TIME"),
+    ),
+    "ko": (
+        *("작업", "사용자", "테넌트?", "파티션?", "상태", "제출?", "대기>", "지연 배수>", "코어 시간>"),
+        *("GPU 시간>", "CPU>", "메모리>", "다음 요청"),
+    ),
 }

@@ -69,6 +69,10 @@ def test_the_reports_and_the_jobs_behind_one_are_listed(call: Call) -> None:
     assert shown.count("bob") == 1 and "there are more" not in shown
     few = call("usage", "--last", "month", "--jobs", "--limit", "2")
     assert "The newest 2; there are more" in few and len(few.splitlines()) == 4
+    korean = call("usage", "--last", "month", "--jobs", "--limit", "2", "--lang", "ko")
+    assert "가장 최근 2개" in korean and "사용자" in korean and "USER" not in korean
+    nobody = ("usage", "--last", "month", "--where", "user=nobody", "--jobs")
+    assert "No jobs" in call(*nobody) and "작업 없음" in call(*nobody, "--lang", "ko")
     assert len(call("usage", "--last", "month", "--jobs", "--limit", "2", "--json")) == 2
 
 

@@ -10,9 +10,18 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from broker.cli.cost_words import (
+    COST_WORDS,
+    HEADS,
+    PRICE_HEADS,
+    PRICE_STATES,
+    RESOURCES,
+    RUN_HEADS,
+    WITHDRAWN_HEADS,
+)
 from broker.cli.fitting import Fitted
 from broker.cli.report_views import report_view
-from broker.cli.report_words import Language
+from broker.cli.report_words import JOB_HEADS, WORDS, Language
 from broker.reports.definitions import REPORTS
 from broker.reports.views import describe
 
@@ -97,3 +106,11 @@ def test_who_has_shares_and_used_nothing_is_due_without_end(lang: Language) -> N
     rows = [line for line in text.splitlines() if "∞" in line]
     assert len(rows) == 3 and "Infinity" not in text and "?" not in text
     assert len({line.count("█") for line in rows[:2]} - {0}) == 1, "it has the longest bar there is"
+
+
+def test_both_languages_have_the_same_words_and_headings_that_behave_alike() -> None:
+    for table in (WORDS, COST_WORDS, RESOURCES, PRICE_STATES):
+        assert table["en"].keys() == table["ko"].keys()
+    for heads in (HEADS, RUN_HEADS, JOB_HEADS, PRICE_HEADS, WITHDRAWN_HEADS):
+        marks = [[head[-1] if head[-1] in ">?!=" else "" for head in heads[lang]] for lang in ("en", "ko")]
+        assert marks[0] == marks[1]

@@ -48,6 +48,7 @@ def line(text: str, word: str) -> str:
 
 def test_prices_are_entered_listed_and_withdrawn_and_costs_follow(call: Call, tmp_path: Path) -> None:
     assert "No prices: all use is unpriced" in call("prices", "list")
+    assert "단가 없음" in call("prices", "list", "--lang", "ko")
     assert "?" in line(call("costs", "--last", "month"), "team-a")
     call("prices", "set", "core_hour", "1500.5", "--from", f"{FIRST}")
     told = call("prices", "set", "core_hour", "2000", "--from", "2999-01-01", "--partition", "gpu")
@@ -92,6 +93,11 @@ def test_a_wrong_price_is_corrected_and_costs_say_what_they_were(call: Call) -> 
     listed = call("prices", "list", "--all")
     assert "한 자리 더 쳤음" in line(listed, wrong) and right in line(listed, wrong)
     assert "withdrawn" not in call("prices", "list"), "only what holds"
+    korean = call("prices", "list", "--all", "--lang", "ko")
+    assert "적용 범위" in korean and "RESOURCE" not in korean
+    assert (
+        "전체" in line(korean, wrong) and "철회" in line(korean, wrong) and "적용 중" in line(korean, right)
+    )
 
     assert "say why" in call("prices", "withdraw", right, status=2)
     assert f"Withdrew {right}" in call("prices", "withdraw", right, "--why", "never agreed")
@@ -153,7 +159,14 @@ def test_what_rounding_each_line_leaves_out_is_a_line_of_its_own(call: Call) -> 
 
 def test_what_can_not_be_asked_is_told(call: Call) -> None:
     assert "leave --by out" in call("costs", "--by", "user", "--invoice", "-", status=2)
-    assert "leave the other options out" in call("costs", "--run", "run-1", "--by", "user", status=2)
+    for option, *value in (["--by", "user"], ["--limit", "20"], ["--no-bom"], ["--bom"], ["--last", "month"]):
+        name = "--bom/--no-bom" if "bom" in option else option
+        assert f"leave {name} out" in call("costs", "--run", "run-1", option, *value, status=2)
+    assert "leave --by, --limit out" in call(
+        *("costs", "--run", "run-1", "--limit", "3", "--by", "user"), status=2
+    )
+    assert "leave --limit out" in call("costs", "--invoice", "-", "--limit", "3", status=2)
+    assert "leave --bom/--no-bom out" in call("costs", "--no-bom", status=2)
     assert "There is no run" in call("costs", "--run", "run-1", status=66)
     assert "names are: cluster" in call("costs", "--where", "size=3", status=2)
     assert "one of them" in call("prices", "set", "core_hour", "--from", "2999-01-01", status=2)
