@@ -64,6 +64,9 @@ class Desk:
         jobs = self.api.call("GET", f"/runs/{self.run_id}", "ann").json()["jobs"]
         return next(job for job in jobs if job["component"] == "trainer")
 
+    def run_end(self, run_id: str | None = None) -> Any:
+        return self.api.call("GET", f"/runs/{run_id or self.run_id}", "ann").json()["expected_end"]
+
     def events(self) -> list[str]:
         with self.ctx.db.read() as session:
             return [event.type for event in events_after(session, self.run_id, 0)]

@@ -17,11 +17,15 @@ from rich.text import Text
 
 from broker.cli.client import Api, patiently
 from broker.cli.output import harmless, harmless_log, message, stderr
+from broker.cli.report_words import Language
 from broker.cli.run_views import FINAL, changes, run_view
 from broker.errors import NotFound, Unreachable
 
 _OUTAGE_PAUSES_S = (1.0, 2.0, 5.0, *(10.0,) * 60)
 """A broker that restarts, or is away for ten minutes, ends no wait: the run goes on without it."""
+_FRESH_S = 60.0
+"""The server tells what has changed; when a run is expected to end changes by itself as well, so that it is
+read whole after this time."""
 _CHUNK = 1 << 20
 
 Show = Callable[[dict[str, Any] | None, dict[str, Any]], None]
@@ -43,11 +47,12 @@ def wait(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     seen: dict[str, Any] | None = None
     tag: str | None = None
+    read_at = time.monotonic()
     while True:
-        fresh, tag = _look(api, run_id, tag)
+        fresh, tag = _look(api, run_id, tag if time.monotonic() - read_at < _FRESH_S else None)
         if fresh is not None:
             show(seen, fresh)
-            seen = fresh
+            seen, read_at = fresh, time.monotonic()
         each()
         if seen is not None and seen["state"] in FINAL:
             return seen
@@ -71,7 +76,7 @@ def tell_changes(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
 
 
 @contextmanager
-def display() -> Iterator[Show]:
+def display(lang: Language = "en") -> Iterator[Show]:
     """A picture of the run that is redrawn in place; lines where there is no terminal."""
     console = stderr()
     if not console.is_terminal:
@@ -80,7 +85,7 @@ def display() -> Iterator[Show]:
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def show(_before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-            live.update(_Picture(now))
+            live.update(_Picture(now, lang))
 
         yield show
 
@@ -90,6 +95,7 @@ class _Picture:
     """Redrawn several times a second, so that spinner and clocks move between two answers of the server."""
 
     run: dict[str, Any]
+    lang: Language
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
 
     def __rich__(self) -> Group:
@@ -97,7 +103,7 @@ class _Picture:
         done = sum(job["state"] == "COMPLETED" for job in jobs)
         self.spinner.update(text=Text(f" {harmless(self.run['state'])}: {done} of {len(jobs)} completed"))
         bar = ProgressBar(total=max(1, len(jobs)), completed=done, width=40)
-        return Group(run_view(self.run, brief=True), Text(""), bar, self.spinner)
+        return Group(run_view(self.run, brief=True, lang=self.lang), Text(""), bar, self.spinner)
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from broker.cli.output import amount, duration, fields, size, table, when
+from broker.cli.report_words import Language
 
 Json = Mapping[str, Any]
 
@@ -44,11 +45,13 @@ def summary_table(items: Sequence[Json]) -> RenderableType:
     )
 
 
-def run_view(run: Json, now: datetime | None = None, *, brief: bool = False) -> RenderableType:
+def run_view(
+    run: Json, now: datetime | None = None, *, brief: bool = False, lang: Language = "en"
+) -> RenderableType:
     """A run with its jobs; `brief` shows of a large run only the jobs that are not simply waiting or done."""
     jobs = run["jobs"]
     shown = [job for job in jobs if job["state"] not in _QUIET][:MANY] if brief and len(jobs) > MANY else jobs
-    parts: list[RenderableType] = [fields(_facts(run, now)), Text("")]
+    parts: list[RenderableType] = [fields(_facts(run, now, lang)), Text("")]
     parts.append(jobs_table(shown, now))
     if len(shown) < len(jobs):
         counts = Counter(job["state"] for job in jobs)
@@ -56,7 +59,7 @@ def run_view(run: Json, now: datetime | None = None, *, brief: bool = False) -> 
     return Group(*parts)
 
 
-def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
+def _facts(run: Json, now: datetime | None, lang: Language) -> Iterator[tuple[str, Any]]:
     done = sum(job["state"] == _ENDED_WELL for job in run["jobs"])
     state = run["state"] if run["state"] in FINAL else f"{run['state']} ({run['phase']})"
     yield "run", f"{run['id']}  no. {run['number']}  {run['name']}"
@@ -75,9 +78,45 @@ def _facts(run: Json, now: datetime | None) -> Iterator[tuple[str, Any]]:
     yield "held by", ", ".join(run["holds"])
     yield "created", when(run["created_at"])
     yield "time", duration(run["started_at"], run["ended_at"], now)
+    if (end := run.get("expected_end")) is not None:
+        yield "expected end", run_end(end, lang)
+        yield "by way of", _route(end["path"]) if len(end["path"]) > 1 else None
     yield "seen", when(run["observed_at"])
     yield "in the way", run["trouble"]
     yield "error", run["error"]
+
+
+def run_end(end: Json, lang: Language = "en") -> str:
+    """When a run is likely to end, and what keeps more from being known."""
+    kind = "between" if end["kind"] == "at_latest" and end["earliest"] else end["kind"]
+    told = _RUN_ENDS[lang][kind].format(when(end["at"]), when(end["earliest"]))
+    text = "text_ko" if lang == "ko" else "text"
+    return " ".join([f"{told}.", *(gap[text] for gap in end["gaps"])])
+
+
+_RUN_ENDS: Final = {
+    "en": {
+        "likely": "Likely {}",
+        "not_before": "Not before {}",
+        "at_latest": "By {} at the latest",
+        "between": "Not before {1}, by {0} at the latest",
+        "unknown": "Unknown",
+    },
+    "ko": {
+        "likely": "{} 예상",
+        "not_before": "빨라도 {}",
+        "at_latest": "늦어도 {}",
+        "between": "빨라도 {1}, 늦어도 {0}",
+        "unknown": "알 수 없음",
+    },
+}
+_STEPS = 8
+"""Components of a way through the graph that are shown."""
+
+
+def _route(path: Sequence[str]) -> str:
+    shown = path if len(path) <= _STEPS else [*path[:3], "…", *path[-3:]]
+    return " → ".join(shown)
 
 
 def jobs_table(jobs: Sequence[Json], now: datetime | None = None) -> RenderableType:
@@ -121,7 +160,7 @@ def needs(resources: Json) -> str:
 
 
 def progress(job: Json) -> str:
-    """How far a running job has come, as `45 % (epoch 9/20), ends 2024-05-01 14:30`; or ""."""
+    """How far a job has come that has not ended, as `45 % (epoch 9/20), ends 2024-05-01 14:30`; or ""."""
     found = job.get("progress")
     if job["ended_at"]:
         return ""
@@ -130,19 +169,23 @@ def progress(job: Json) -> str:
         steps = f"{amount(found['step'])}/{amount(found['total'])}"
         of = "" if found["unit"] == "percent" else f" ({found['unit']} {steps})"
         parts.append(f"{100 * found['fraction']:.0f} %{of}")
-    if end := job.get("expected_end"):
-        parts.append(_ENDS[end["kind"]].format(when(end["at"]), end["more_starts"]))
+    end = job.get("expected_end")
+    if end and end["at"]:
+        kind = "waits" if end["kind"] == "not_before" and not end["more_starts"] else end["kind"]
+        parts.append(_ENDS[kind].format(when(end["at"]), end["more_starts"]))
         if end["source"] == "history":
             parts[-1] += f" as its last {end['runs']} did"
         if end["enough_time"] is False:
+            several = end["another_start"] or end["limit"] is None
             limit = f"its limit is {when(end['limit'])}"
-            parts.append("the time it asked for is too short" if end["another_start"] else limit)
+            parts.append("the time it asked for is too short" if several else limit)
     return ", ".join(parts)
 
 
 _ENDS = {
     "likely": "ends {}",
     "not_before": "not before {} (more starts: ≥ {})",
+    "waits": "not before {}",
     "at_latest": "ends by {}",
     "this_start_at_latest": "this start ends by {}",
 }

@@ -31,6 +31,7 @@ from broker.cli.output import (
 )
 from broker.cli.overrides import parse_settings
 from broker.cli.pipelines import Cluster, Set
+from broker.cli.report_words import Language
 from broker.settings import PriorityClass
 
 app = group("run", "Run pipelines, watch them, fetch what they made.")
@@ -139,20 +140,27 @@ def list_(
     emit(items, lambda: run_views.summary_table(items), as_json=as_json)
 
 
-@app.command(epilog=examples("broker run show run-7h2k", "broker run show run-7h2k --watch"))
+@app.command(
+    epilog=examples(
+        "broker run show run-7h2k", "broker run show run-7h2k --watch", "broker run show run-7h2k --lang ko"
+    )
+)
 def show(
     ctx: typer.Context,
     run: RunId,
     attempt: Attempt = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until it ends.")] = False,
     interval: Interval = 1.0,
+    lang: Annotated[
+        Language, typer.Option("--lang", help="Language of what is said of its expected end.")
+    ] = "en",
     as_json: Json = False,
 ) -> None:
-    """Show a run and each of its components."""
+    """Show a run and each of its components, when it is likely to end, and what is not known about that."""
     with api(ctx) as client:
         used: dict[str, Any] = {}
         if watch:
-            with following.display() as shown:
+            with following.display(lang) as shown:
                 found = following.wait(client, run, interval_s=interval, show=shown)
         else:
             found = client.get(f"/runs/{run}", attempt=attempt)
@@ -160,7 +168,11 @@ def show(
                 used = client.get(f"/runs/{run}/usage", attempt=attempt, points=1)
         ended = found["state"] in run_views.FINAL and not as_json
         next_time = advice.line_for(client, found) if ended else None
-    emit(found, lambda: Group(run_views.run_view(found), *usage_views.live(used)), as_json=as_json)
+    emit(
+        found,
+        lambda: Group(run_views.run_view(found, lang=lang), *usage_views.live(used)),
+        as_json=as_json,
+    )
     if next_time:
         message(next_time, style="bright_black")
 

@@ -21,12 +21,12 @@ from broker.context import Context
 from broker.db.leases import Lease
 from broker.errors import BrokerError
 from broker.identity import SYSTEM
-from broker.queueing.tables import PriorityRow, QueueRow
+from broker.queueing.tables import PriorityRow
 from broker.queueing.wishes import Wish, fulfilled, overtaken
 from broker.runs.priority import Level, nice_of
 from broker.runs.states import Gate, JobState, Phase
 from broker.runs.strays import OUR_NAME
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.tables import JobRow, QueueRow, RunRow
 from broker.runs.telemetry import contained, slurm_call
 from broker.slurm import JobPriority, QueueJob, QueueSnapshot
 from broker.slurm.changes import Shown

@@ -12,20 +12,6 @@ from broker.audit import Actor, source_ip
 from broker.db import Base, JsonType, UTCDateTime, utcnow
 
 
-class QueueRow(Base):
-    """What waited in a cluster's queue when it was last looked at: one row, replaced as a whole.
-
-    `jobs`: Slurm job id (as text) → `snapshot.Seen`. `parts_at`: when sprio was last asked.
-    """
-
-    __tablename__ = "queue_snapshots"
-
-    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
-    taken_at: Mapped[datetime] = mapped_column(UTCDateTime)
-    parts_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    jobs: Mapped[dict[str, dict[str, Any]]] = mapped_column(JsonType)
-
-
 class PriorityRow(Base):
     """What was last wished for a run's place in the queue, and what came of it. Who changed what when before
     stands in the audit trail.

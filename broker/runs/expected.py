@@ -1,4 +1,4 @@
-"""When a running component is likely to end, and what says so.
+"""When a component is likely to end, and what says so: of one that runs here, of the others in `run_end`.
 
 From its own progress where it reports some; else from how long the same component took in earlier runs of the
 pipeline with the same resources; else from its time limit, at which Slurm ends it whatever it has done. What
@@ -8,19 +8,19 @@ nobody knows: the end of what needs another start is told as the earliest there 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from statistics import median
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker.compiler.profile import DEFAULT_TIME_S
-from broker.runs.journal import duration
 from broker.runs.progress import Progress
 from broker.runs.states import JobState
 from broker.runs.tables import JobRow, RunRow
@@ -28,9 +28,12 @@ from broker.runs.tables import JobRow, RunRow
 EARLIER = 20
 """Runs of a component that its usual time is the median of: the newest that ended well."""
 LOOKED_AT = 100
-"""Runs of the pipeline that they are looked for in: a job's start waits for this."""
+"""Runs of the pipeline that they are looked for in: a job's start waits for this …"""
+MOST_JOBS = 20_000
+"""… and of large ones as few as have so many jobs: a submission waits for this."""
 Source = Literal["progress", "history", "time_limit"]
-Kind = Literal["likely", "not_before", "at_latest", "this_start_at_latest"]
+StartSource = Literal["slurm", "retry", "components"]
+Kind = Literal["likely", "not_before", "at_latest", "this_start_at_latest", "unknown"]
 _ALIKE = ("gpu_type", "gpu_count", "cpus", "memory_mib")
 """Resources that decide how long a program takes; its time limit does not."""
 TEXTS: Final[Mapping[Kind, tuple[str, str]]] = {
@@ -50,7 +53,7 @@ TEXTS: Final[Mapping[Kind, tuple[str, str]]] = {
         "늦어도 이 시각에는 이번 실행이 끝납니다. 남은 일은 다시 시작하여 이어집니다.",
     ),
 }
-"""What each kind of end means, in English and Korean."""
+"""What each kind of end of what runs means, in English and Korean."""
 TOO_SHORT: Final = (
     "The time that it asked for is not enough for that.",
     "요청한 시간으로는 부족합니다.",
@@ -65,20 +68,28 @@ class Usual(BaseModel):
 
 
 class ExpectedEnd(BaseModel):
-    """When a running component is likely to end."""
+    """When a component that has not ended is likely to."""
 
-    at: datetime
+    at: datetime | None = Field(description="What it is, `kind` says; null: unknown")
     kind: Kind = Field(
-        description="What `at` is: when it is likely to end; the earliest that it can end, since it needs "
-        "more starts than this one and the time in the queue between them is unknown; its limit, where "
+        description="What `at` is: when it is likely to end; the earliest that it can end, since it waits or "
+        "needs more starts than this one, and how long that takes is unknown; its limit, where "
         "nothing else is known; or the limit of this start, after which it goes on"
     )
-    source: Source = Field(
+    source: Source | None = Field(
         description="What says so: its own progress at its speed so far; the median of its earlier runs with "
-        "the same resources; or nothing but the limit"
+        "the same resources; or nothing but the limit; null: it waits, and nothing says how long it takes"
     )
     runs: int | None = Field(description="`history`: how many earlier runs")
-    limit: datetime = Field(
+    starts_at: datetime | None = Field(
+        None, description="While it waits: the start that `at` counts from; null: nothing says …"
+    )
+    start_source: StartSource | None = Field(
+        None,
+        description="… and what says so: Slurm's estimate; the next try, before which it can't start; or the "
+        "end of what it waits for, at the earliest",
+    )
+    limit: datetime | None = Field(
         description="When Slurm ends this start; progress that ends later will not end well …"
     )
     another_start: bool = Field(
@@ -92,6 +103,23 @@ class ExpectedEnd(BaseModel):
     )
     text: str = Field(description="The kind of end in a sentence, and whether the time is too short")
     text_ko: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a component that waits takes from its next start on."""
+
+    seconds: float
+    source: Literal["progress", "history"]
+    runs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """When it starts by Slurm's estimate, or (`retry`) the moment before which it can't."""
+
+    at: datetime
+    source: Literal["slurm", "retry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,30 +165,38 @@ class Allowance:
         return ceil(over / self.start_s) if self.start_s and self.another and over > 0 else 0
 
 
-def usual_of(session: Session, run: RunRow, job: JobRow) -> Usual | None:
-    """How long this component took before: the newest runs of the pipeline, here, with such resources."""
+def usual_times(session: Session, run: RunRow, jobs: Sequence[JobRow]) -> dict[str, Usual]:
+    """How long the components of jobs took before, by name, where they ran: in the newest runs of the
+    pipeline, here, with such resources.
+    """
     newest = (
         select(RunRow.id)
         .where(
             RunRow.pipeline_id == run.pipeline_id, RunRow.cluster == run.cluster, RunRow.tenant == run.tenant
         )
         .order_by(RunRow.id.desc())
-        .limit(LOOKED_AT)
+        .limit(min(LOOKED_AT, max(1, MOST_JOBS // max(1, len(jobs)))))
     )
     query = (
-        select(JobRow)
+        select(JobRow.component, JobRow.resources, JobRow.started_at, JobRow.ended_at, JobRow.spent_s)
         .where(
             JobRow.run_id.in_(newest),
-            JobRow.component == job.component,
+            JobRow.component.in_([job.component for job in jobs]),
             JobRow.state == JobState.COMPLETED,
             # Of several starts the row has the last one's times, and what earlier ones took if that counts.
             (JobRow.restarts == 0) | JobRow.spent_s.is_not(None),
-            JobRow.id != job.id,
+            JobRow.started_at.is_not(None),
+            JobRow.ended_at.is_not(None),
+            JobRow.id.not_in([job.id for job in jobs]),
         )
         .order_by(JobRow.ended_at.desc())
     )
-    alike = [found for found in session.scalars(query) if _needs(found) == _needs(job)]
-    return usual([duration(found) + (found.spent_s or 0) for found in alike[:EARLIER]])
+    needs = {job.component: _needs(job.resources) for job in jobs}
+    took: dict[str, list[float]] = defaultdict(list)
+    for name, resources, started_at, ended_at, spent_s in session.execute(query):
+        if _needs(resources) == needs[name] and len(took[name]) < EARLIER:
+            took[name].append((ended_at - started_at).total_seconds() + (spent_s or 0))
+    return {name: found for name, seconds in took.items() if (found := usual(seconds)) is not None}
 
 
 def usual(seconds: Sequence[float]) -> Usual | None:
@@ -172,8 +208,8 @@ def usual(seconds: Sequence[float]) -> Usual | None:
     return Usual(seconds=median(seconds), runs=len(seconds)) if seconds else None
 
 
-def _needs(job: JobRow) -> tuple[object, ...]:
-    return tuple(job.resources.get(name) for name in _ALIKE)
+def _needs(resources: Mapping[str, Any]) -> tuple[object, ...]:
+    return tuple(resources.get(name) for name in _ALIKE)
 
 
 def expected_end(
@@ -222,6 +258,22 @@ def allowance(job: JobRow) -> Allowance:
     time_s, start_s = job.resources.get("time_s") or DEFAULT_TIME_S, job.resources.get("start_s")
     counted = start_s is not None and job.restarts > 0
     return Allowance(time_s, start_s, job.spent_s if counted else 0)
+
+
+def left_of(job: JobRow) -> Left | None:
+    """What a job that waits takes from its next start on; None: not known.
+
+    One that goes on from its checkpoint has done what the start before reported; any other begins anew.
+    """
+    allowed = allowance(job)
+    goes_on = allowed.start_s is not None and job.restarts > 0
+    said = Progress.model_validate(job.progress) if job.progress and goes_on else None
+    if said is not None and said.expected_end is not None:
+        return Left(max(0.0, (said.expected_end - said.at).total_seconds()), "progress")
+    if not job.usual or allowed.spent_s is None:
+        return None
+    earlier = Usual.model_validate(job.usual)
+    return Left(max(0.0, earlier.seconds - allowed.spent_s), "history", earlier.runs)
 
 
 def end_of(job: JobRow, now: datetime) -> ExpectedEnd | None:

@@ -17,6 +17,7 @@ from broker.context import Context
 from broker.identity.tables import UserRow
 from broker.runs.code import resolve_code
 from broker.runs.drift import start_limit_s
+from broker.runs.expected import Usual
 from broker.runs.images import images_at_hand, references, resolve_images
 from broker.runs.priority import submission_nice
 from broker.runs.service import effective_spec, run_identity, stored_spec
@@ -103,8 +104,9 @@ def _upstream_outputs(session: Session, run: RunRow, only: set[str]) -> dict[str
     }
 
 
-def note_start_limits(jobs: Iterable[JobRow], plan: Plan) -> None:
-    """Let the jobs of an attempt keep the limit of one start that their plan has.
+def note_plan(jobs: Iterable[JobRow], plan: Plan, earlier: Mapping[str, Usual]) -> None:
+    """Let the jobs of an attempt keep how long they usually take, and the limit of one start that their plan
+    has.
 
     They were asked for earlier, perhaps before an administrator changed the limits of their class: by another
     limit than the plan's, what is as approved would look as if its owner had made it larger.
@@ -114,6 +116,7 @@ def note_start_limits(jobs: Iterable[JobRow], plan: Plan) -> None:
         limit, whole = limits[job.component], job.resources.get("time_s") or DEFAULT_TIME_S
         kept = {name: value for name, value in job.resources.items() if name != "start_s"}
         job.resources = kept | ({"start_s": limit} if limit < whole else {})
+        job.usual = earlier[job.component].model_dump() if job.component in earlier else None
 
 
 def encode(plan: Plan) -> bytes:

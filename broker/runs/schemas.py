@@ -11,6 +11,7 @@ from broker.pipelines.schemas import NeedsApproval
 from broker.runs.expected import ExpectedEnd
 from broker.runs.log_lines import Level
 from broker.runs.progress import Progress
+from broker.runs.run_end import RunEnd
 from broker.runs.states import JobState, Phase, RunState
 from broker.settings import PriorityClass
 from broker.spec import Overrides
@@ -83,7 +84,9 @@ class JobView(BaseModel):
     progress: Progress | None = Field(
         description="What the program reported; null: nothing, which is not 0 %"
     )
-    expected_end: ExpectedEnd | None = Field(description="While it runs: when it is likely to end, and why")
+    expected_end: ExpectedEnd | None = Field(
+        description="Until it ends: when it is likely to, or can at the earliest, and what says so"
+    )
     heartbeat_at: datetime | None = Field(description="Last sign of life that the broker saw while it ran")
     stalled_since: datetime | None = Field(description="Flagged: no sign of life for `heartbeat_timeout_s`")
     gpu_idle: GpuIdle | None = Field(
@@ -126,6 +129,11 @@ class RunView(BaseModel):
     started_at: datetime | None
     ended_at: datetime | None
     observed_at: datetime | None
+    expected_end: RunEnd | None = Field(
+        description="When its last component is likely to end, or can at the earliest, and which components "
+        "keep more from being known; null: all of it has ended, it is being cancelled, or this is an earlier "
+        "attempt"
+    )
     jobs: list[JobView]
     version: int = Field(description="Grows with every change; the `ETag`")
 

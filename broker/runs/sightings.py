@@ -13,7 +13,7 @@ from broker.db import utcnow
 from broker.hosts import Host
 from broker.runs import journal
 from broker.runs.events import emit
-from broker.runs.expected import usual_of
+from broker.runs.expected import usual_times
 from broker.runs.journal import duration
 from broker.runs.observation import Known, Marker, Sighting, parse_marker
 from broker.runs.states import NO_HEARTBEAT, JobState
@@ -68,7 +68,7 @@ def write_sighting(session: Session, run: RunRow, job: JobRow, seen: Sighting, t
         path = f"{run.id}/{job.component}"
         emit(session, run, "job_started", **about, nodes=job.nodes, cluster_path=path)
         journal.job_started(run, job, path)
-        earlier = usual_of(session, run, job)
+        earlier = usual_times(session, run, [job]).get(job.component)
         job.usual = earlier.model_dump() if earlier is not None else None
     if seen.state.ended:
         ran = job.started_at is not None or seen.state is JobState.COMPLETED

@@ -25,10 +25,11 @@ from broker.runs import journal
 from broker.runs.accounts import check_account, foreign
 from broker.runs.answers import Submitted, is_transient, parse_submission, refusal
 from broker.runs.events import emit
+from broker.runs.expected import usual_times
 from broker.runs.gatekeeper import Gatekeeper, locked
 from broker.runs.holding import drop_holds, plan_known
 from broker.runs.ledger import reserve_or_hold
-from broker.runs.planning import NotAtHand, encode, load_plan, make_plan, note_start_limits
+from broker.runs.planning import NotAtHand, encode, load_plan, make_plan, note_plan
 from broker.runs.settling import settle
 from broker.runs.states import JobState, Phase, RunState
 from broker.runs.tables import JobRow, RunHoldRow, RunRow, SubmissionRow
@@ -116,6 +117,8 @@ class Submitter:
     def _planned(self, seen: RunRow, *, at_hand: bool = False) -> Plan:
         """Make the plan of an attempt and commit the intent to submit it."""
         plan, resolved = make_plan(self._ctx, seen.id, at_hand=at_hand)
+        with self._ctx.db.read() as session:
+            earlier = usual_times(session, seen, attempt_jobs(session, seen.id, seen.attempt))
         with self._ctx.db.write() as session:
             run = self._locked(session, seen, Phase.PREPARING)
             if run is None:
@@ -129,7 +132,7 @@ class Submitter:
                     intended_at=utcnow(),
                 )
             )
-            note_start_limits(attempt_jobs(session, run.id, run.attempt), plan)
+            note_plan(attempt_jobs(session, run.id, run.attempt), plan, earlier)
             run.phase, run.resolved = Phase.SUBMITTING, resolved.document()
             run.tries, run.next_try_at, run.trouble = 0, None, None
             emit(session, run, "run_prepared", attempt=run.attempt, plan_hash=plan.plan_hash)

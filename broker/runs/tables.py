@@ -111,9 +111,9 @@ class SubmissionRow(Base):
 class JobRow(Base):
     """One component in one attempt. `name` is the unique key by which its Slurm job is found again.
 
-    `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it started. `spent_s`: seconds
-    of the time asked for that earlier starts took, as the script counts them (`names.spent_path`); null: not
-    read.
+    `progress`: `progress.Progress`. `usual`: `expected.Usual`, as known when it was planned, and anew when it
+    started. `spent_s`: seconds of the time asked for that earlier starts took, as the script counts them
+    (`names.spent_path`); null: not read.
     `heartbeat_mark`: what the last sign of life looked like (`heartbeat`), `heartbeat_at`: when the broker
     saw it. `stall_ended_at`: the broker ended it then for its silence. `gpu_idle`: what was told of GPUs
     that it leaves idle (`schemas.GpuIdle`); null: nothing, or that they are busy again.
@@ -212,3 +212,18 @@ class ClusterRow(Base):
     slurm_version: Mapped[str | None] = mapped_column(String(32))
     trouble: Mapped[str | None]
     trouble_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class QueueRow(Base):
+    """What waited in a cluster's queue when it was last looked at: one row, replaced as a whole.
+
+    `jobs`: Slurm job id (as text) → `queueing.snapshot.Seen`, which keeps it. `parts_at`: when sprio was last
+    asked.
+    """
+
+    __tablename__ = "queue_snapshots"
+
+    cluster: Mapped[str] = mapped_column(String(64), primary_key=True)
+    taken_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    parts_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    jobs: Mapped[dict[str, dict[str, Any]]] = mapped_column(JsonType)

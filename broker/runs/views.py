@@ -13,7 +13,8 @@ from broker.identity import Principal, Role
 from broker.identity.tables import UserRow
 from broker.pipelines.schemas import NeedsApproval
 from broker.pipelines.tables import PipelineVersionRow
-from broker.runs.expected import end_of
+from broker.runs.expected import ExpectedEnd
+from broker.runs.forecasting import forecast_run
 from broker.runs.progress import Progress
 from broker.runs.schemas import GpuIdle, JobView, RunSummary, RunView
 from broker.runs.states import RUN_STATE_KO, JobState, Phase, RunState, failure_class
@@ -68,6 +69,7 @@ def compose_view(
     state = RunState(run.state)
     columns = {c: getattr(run, c) for c in RunView.model_fields if c in RunRow.__table__.columns}
     looked = session.scalar(select(ClusterRow.polled_at).where(ClusterRow.name == run.cluster))
+    expected = forecast_run(session, run, jobs, holds, utcnow())
     return RunView.model_construct(
         **{
             **columns,
@@ -79,13 +81,14 @@ def compose_view(
             "needs_approval": [NeedsApproval(**over) for over in run.needs_approval or []],
             "pipeline_version": number,
             "owner": owner,
-            "jobs": [view_job(job) for job in jobs],
+            "expected_end": expected.run,
+            "jobs": [view_job(job, expected.ends.get(job.component)) for job in jobs],
             "version": run.row_version,
         }
     )
 
 
-def view_job(job: JobRow) -> JobView:
+def view_job(job: JobRow, end: ExpectedEnd | None) -> JobView:
     """A job as people see it."""
     state = JobState(job.state)
     columns = {c: getattr(job, c) for c in JobView.model_fields if c in JobRow.__table__.columns}
@@ -95,7 +98,7 @@ def view_job(job: JobRow) -> JobView:
             "state": state,
             "failure_class": failure_class(state, job.reason),
             "progress": Progress.model_validate(job.progress) if job.progress else None,
-            "expected_end": end_of(job, utcnow()),
+            "expected_end": end,
             "gpu_idle": _gpu_idle(job),
             "slurm_job_name": job.name,
             "stored": job.storing,

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from broker.cli import run_views
 from broker.cli.output import when
+from broker.cli.report_words import Language
 
 NOW = datetime(2024, 5, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -171,6 +172,10 @@ def test_what_a_job_is_expected_to_end_at_says_which_kind_of_end_it_is() -> None
     assert shown(enough_time=False) == f"ends {at}, its limit is {limit}"
     assert shown(**several) == f"not before {at} (more starts: ≥ 2)"
     assert shown(**several, enough_time=False).endswith("≥ 2), the time it asked for is too short")
+    waits = {"kind": "not_before", "limit": None}
+    assert shown(**waits, source="history", runs=4) == f"not before {at} as its last 4 did"
+    assert shown(limit=None, enough_time=False) == f"ends {at}, the time it asked for is too short"
+    assert shown(**waits | {"kind": "unknown", "at": None}, source=None, more_starts=None) == ""
     assert shown(kind="at_latest", enough_time=None) == f"ends by {at}"
     assert shown(kind="this_start_at_latest", another_start=True) == f"this start ends by {at}"
 
@@ -179,3 +184,25 @@ def test_steps_in_millions_are_written_out() -> None:
     found = {"fraction": 0.25, "unit": "step", "step": 1_250_000, "total": 5_000_000}
     shown = run_views.progress(job("trainer", "RUNNING", progress=found, expected_end=None))
     assert shown == "25 % (step 1,250,000/5,000,000)"
+
+
+def test_a_run_says_when_it_ends_by_which_way_and_what_is_not_known() -> None:
+    early, late = "2024-05-03T14:30:00Z", "2024-05-03T18:00:00Z"
+    gap = {"code": "queue", "components": ["b"], "text": "It waits: b.", "text_ko": "대기: b."}
+    end = {"kind": "not_before", "at": early, "earliest": early, "latest": None, "path": ["a", "b"]}
+
+    def told(lang: Language = "en", **fields: Any) -> str:
+        return run_views.run_end(end | {"gaps": [gap]} | fields, lang)
+
+    assert told() == f"Not before {when(early)}. It waits: b."
+    assert told("ko") == f"빨라도 {when(early)}. 대기: b."
+    assert told(kind="likely", gaps=[]) == f"Likely {when(early)}."
+    assert told(kind="at_latest", at=late, latest=late, gaps=[]) == (
+        f"Not before {when(early)}, by {when(late)} at the latest."
+    )
+    assert told(kind="at_latest", at=late, earliest=None, gaps=[]) == f"By {when(late)} at the latest."
+    assert told("ko", kind="unknown", at=None, earliest=None) == "알 수 없음. 대기: b."
+    shown = text_of(run_views.run_view(run("running", expected_end=end | {"gaps": [gap]}), NOW))
+    assert "a → b" in shown and "It waits: b." in shown
+    long = end | {"path": [f"c{number}" for number in range(20)], "gaps": []}
+    assert "c2 → … → c17" in text_of(run_views.run_view(run("running", expected_end=long), NOW))

@@ -10,7 +10,7 @@ import pytest
 
 from broker.compiler import ClusterProfile, Plan, ResolvedImage, RunIdentity, compile_run
 from broker.runs.drift import Difference, Holder, differences, grown
-from broker.runs.planning import note_start_limits
+from broker.runs.planning import note_plan
 from broker.runs.tables import JobRow
 from broker.slurm.held import HeldJob
 from broker.slurm.states import SlurmState
@@ -178,7 +178,7 @@ def test_limits_of_a_class_that_changed_before_the_submission_make_nothing_look_
     """The plan asks for 90 min at a time, whatever was thought when the run was asked for."""
     needs = {"gpu_count": 8, "memory_mib": 256 << 10, "time_s": whole_s}
     jobs = [JobRow(component="trainer", resources=needs | before)]
-    note_start_limits(jobs, PLAN)
+    note_plan(jobs, PLAN, {})
     assert jobs[0].resources == needs | ({"start_s": 5400} if whole_s > 5400 else {})
     assert grown("trainer", jobs[0].resources, TRES, 5400) == []
     assert grown("trainer", jobs[0].resources, TRES, 5460) != []

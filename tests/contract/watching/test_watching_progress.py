@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from broker.compiler import ResolvedImage
 from broker.compiler.names import log_paths, spent_path
 from broker.db import utcnow
+from broker.queueing.snapshot import Seen
 from broker.runs.observation import Sighting
+from broker.runs.planning import Resolved
 from broker.runs.progress import Report, advance
 from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.submission import Submitter
+from broker.runs.tables import JobRow, QueueRow, RunRow
 from broker.runs.views import newest_jobs
+from tests.api_support import worker_lease
 from tests.watching import Desk, make_desk
 
 
@@ -95,7 +101,7 @@ def test_a_component_that_reports_nothing_ends_when_its_earlier_runs_did(desk: D
     desk.change(began(utcnow() - timedelta(minutes=31)))
     assert desk.view()["expected_end"]["source"] == "time_limit"  # it is late: that was wrong
     desk.change(lambda _run, job: setattr(job, "state", JobState.COMPLETED))
-    assert desk.view()["expected_end"] is None
+    assert desk.view()["expected_end"] is None and desk.run_end() is None
 
 
 def _ran_before(desk: Desk, took: timedelta, **fields: object) -> None:
@@ -192,3 +198,89 @@ def test_the_usual_time_of_what_took_several_starts_is_that_of_all_of_them(tmp_p
             1,
         )
         assert datetime.fromisoformat(end["at"]) == job.started_at + timedelta(seconds=900)
+
+
+def _queue_shows(desk: Desk, start: datetime | None, restarts: int, reason: str = "Priority") -> None:
+    """What the last look at the queue has of the trainer, in place of a tick of the tracker."""
+    shown = Seen(1, 0, reason, "", None, start.timestamp() if start else None, restarts)
+    with desk.ctx.db.write() as session:
+        row = session.get(QueueRow, "main") or QueueRow(cluster="main")
+        row.taken_at, row.jobs = utcnow(), {str(desk.job().slurm_job_id): asdict(shown)}
+        session.add(row)
+
+
+def test_between_two_starts_a_component_ends_its_time_after_the_next_one(desk: Desk) -> None:
+    _ran_before(desk, timedelta(minutes=30))
+    _begins_again(desk, 1, None)
+    with desk.ctx.db.write() as session:
+        run = session.get_one(RunRow, desk.run_id)
+        job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
+        write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=2), utcnow())
+
+    waits, run = desk.view()["expected_end"], desk.run_end()
+    assert (waits["kind"], waits["source"], waits["runs"], waits["limit"]) == (
+        "not_before",
+        "history",
+        1,
+        None,
+    )
+    soon = datetime.fromisoformat(waits["at"]) - utcnow()
+    assert timedelta(minutes=29) < soon <= timedelta(minutes=30)
+    assert (run["kind"], run["path"], run["latest"]) == ("not_before", ["trainer"], None)
+    assert [(gap["code"], gap["components"]) for gap in run["gaps"]] == [("queue", ["trainer"])]
+
+    start = utcnow().replace(microsecond=0) + timedelta(hours=2)
+    _queue_shows(desk, start, restarts=1)  # a look before the requeue
+    assert desk.run_end()["kind"] == "not_before"
+    _queue_shows(desk, start, restarts=2, reason="BeginTime")  # it may not start earlier; it may later
+    run = desk.run_end()
+    assert (run["kind"], datetime.fromisoformat(run["at"])) == ("not_before", start + timedelta(minutes=30))
+    assert desk.view()["expected_end"]["start_source"] == "retry"
+    _queue_shows(desk, start, restarts=2)
+    run = desk.run_end()
+    assert (run["kind"], datetime.fromisoformat(run["at"])) == ("likely", start + timedelta(minutes=30))
+    assert datetime.fromisoformat(desk.view()["expected_end"]["starts_at"]) == start
+
+    desk.change(lambda run, _job: setattr(run, "cancel_requested_at", utcnow()))
+    assert desk.run_end() is None and desk.view()["expected_end"] is None
+
+
+def test_what_a_checkpoint_has_saved_counts_between_two_starts(tmp_path: Path) -> None:
+    """Half of it was done in the first start: that goes on; without a checkpoint it would begin anew."""
+    for desk in make_desk(tmp_path, classes={"training": {"max_wall_s": 600}}):
+        _ran_before(desk, timedelta(seconds=900))
+        desk.change(lambda _run, job: _reported(job, fraction=0.5, after=timedelta(seconds=400)))
+        with desk.ctx.db.write() as session:
+            run = session.get_one(RunRow, desk.run_id)
+            job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
+            write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=1), utcnow())
+        end = desk.view()["expected_end"]
+        assert (end["kind"], end["source"], end["more_starts"]) == ("not_before", "progress", 0)
+        left = datetime.fromisoformat(end["at"]) - utcnow()
+        assert timedelta(seconds=370) < left <= timedelta(seconds=400)
+        desk.change(lambda _run, job: setattr(job, "progress", None))
+        end = desk.view()["expected_end"]
+        assert (end["kind"], end["at"], desk.run_end()["kind"]) == ("unknown", None, "unknown")
+        assert "earlier starts" in end["text"] and "이전 실행" in end["text_ko"]
+
+
+def test_what_runs_take_is_known_from_when_they_are_planned(desk: Desk) -> None:
+    """A waiting run's end follows from its graph: the trainer begins when the loader has ended."""
+    _ran_before(desk, timedelta(minutes=30))
+    run_id = desk.api.call("POST", "/runs", "ann", json={"pipeline": "digits"}).json()["id"]
+    fresh = desk.run_end(run_id)
+    assert (fresh["kind"], fresh["at"]) == ("unknown", None)
+    assert [gap["code"] for gap in fresh["gaps"]] == ["not_submitted", "no_history"]
+
+    images = {
+        f"registry.example.org/{name}:1.0": ResolvedImage(f"/images/{name}.sif", "sha256:1")
+        for name in ("loader", "trainer")
+    }
+    with desk.ctx.db.write() as session:
+        session.get_one(RunRow, run_id).resolved = Resolved(images, {}).document()
+    Submitter(desk.ctx, "main", worker_lease(desk.ctx)).advance(run_id)  # there is no sbatch here
+    planned = desk.run_end(run_id)
+    assert (planned["kind"], planned["path"]) == ("not_before", ["loader", "trainer"])
+    assert [gap["code"] for gap in planned["gaps"]] == ["not_submitted"]
+    took = datetime.fromisoformat(planned["at"]) - utcnow()
+    assert timedelta(minutes=59) < took < timedelta(minutes=61)  # both took half an hour
