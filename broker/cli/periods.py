@@ -20,19 +20,24 @@ Until = Annotated[
 ]
 
 
-def last_whole(period: str, today: date) -> tuple[date, date]:
-    """The last whole period (UTC) before today's: its first day, and the first day after it.
+def today() -> date:
+    """The day that it is (UTC)."""
+    return datetime.now(UTC).date()
+
+
+def last_whole(period: str, day: date) -> tuple[date, date]:
+    """The last whole period (UTC) before the one that a day lies in: its first day, and the first after it.
 
     >>> [f"{day}" for day in last_whole("quarter", date(2026, 1, 3))]
     ['2025-10-01', '2026-01-01']
     """
     if period == "day":
-        return today - timedelta(days=1), today
+        return day - timedelta(days=1), day
     if period == "week":
-        monday = today - timedelta(days=today.weekday())
+        monday = day - timedelta(days=day.weekday())
         return monday - timedelta(days=7), monday
     months = {"month": 1, "quarter": 3, "year": 12}[period]
-    count = (today.year * 12 + today.month - 1) // months * months
+    count = (day.year * 12 + day.month - 1) // months * months
     after, first = (date(at // 12, at % 12 + 1, 1) for at in (count, count - months))
     return first, after
 
@@ -45,7 +50,7 @@ def chosen_period(last: str | None, since: str | None, until: str | None) -> dic
         raise InvalidRequest("--last names the whole period: leave out --since and --until")
     if last not in LAST:
         raise InvalidRequest(f"--last {last}: there is no such period; there are: {', '.join(LAST)}")
-    first, after = last_whole(last, datetime.now(UTC).date())
+    first, after = last_whole(last, today())
     return {"since": f"{first}", "until": f"{after}"}
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from broker.cli import periods
 from broker.cli.fitting import BAR
-from broker.cli.periods import last_whole
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context
 from tests.serving import Call, caller, signed_on
 
+TODAY = periods.today()
+FIRST, _ = periods.last_whole("month", TODAY)
+
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    first, _ = last_whole("month", datetime.now(UTC).date())
-    begun = at(f"{first}T10:00")
+    monkeypatch.setattr(periods, "today", lambda: TODAY)  # no month ends meanwhile
+    begun = at(f"{FIRST}T10:00")
     with context(tmp_path / "data") as ctx:
         made = Api(ctx)
         made.add("root", Role.ADMIN)
@@ -146,8 +149,7 @@ def test_classes_of_waits_are_told_in_words_and_taken_as_filters(call: Call) -> 
 
 
 def test_a_report_of_which_nothing_was_read_says_so_even_when_lines_are_left_out(call: Call) -> None:
-    first, _ = last_whole("month", datetime.now(UTC).date())
-    shown = call("core_utilisation", "--since", f"{first - timedelta(days=60)}", "--limit", "1")
+    shown = call("core_utilisation", "--since", f"{FIRST - timedelta(days=60)}", "--limit", "1")
     assert "see --limit" in shown and "nothing was read from Slurm yet" in shown
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from broker.cli.periods import last_whole
+from broker.cli import periods
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, context, spec
 from tests.serving import Call, caller, signed_on
 
-FIRST, AFTER = last_whole("month", datetime.now(UTC).date())
+TODAY = periods.today()
+FIRST, AFTER = periods.last_whole("month", TODAY)
 
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr(periods, "today", lambda: TODAY)  # no month ends meanwhile
     with context(tmp_path / "data") as ctx:
         made = Api(ctx)
         made.add("root", Role.ADMIN)
