@@ -365,4 +365,4 @@ def assert_told(client: Client, run_id: str, kinds: list[str]) -> None:
         mine = [one for one in notices if one["data"].get("run_id") == run_id]
         return [one["kind"] for one in sorted(mine, key=lambda one: one["seq"])]
 
-    until(lambda: told() == kinds, 15, f"told {kinds}")
+    until(lambda: told() == kinds, 60, f"told {kinds}")
