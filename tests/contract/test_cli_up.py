@@ -255,7 +255,7 @@ def test_the_database_commands_know_the_same_database(up: Up) -> None:
 def test_a_second_one_in_the_same_folder_is_refused(up: Up) -> None:
     done = up.broker("up", status=75)
     assert up.process is not None and f"process {up.process.pid}" in done.stderr and "data_dir" in done.stderr
-    assert httpx.get(f"{up.url}/healthz").status_code == 200
+    assert httpx.get(f"{up.url}/healthz", timeout=60).status_code == 200
 
 
 def test_a_port_that_is_taken_is_named_with_its_setting(up: Up, other: Up) -> None:
@@ -284,11 +284,11 @@ def test_sigkill_of_the_leader_leaves_nothing_and_the_next_start_works(other: Up
     process = other.start()
     url, parts = other.url, list(children(process.pid))
     process.kill()
-    until(lambda: all(map(gone, parts)), 10, "every child has ended")
+    until(lambda: all(map(gone, parts)), 60, "every child has ended")
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", timeout=2)
     other.start()
-    assert httpx.get(f"{other.url}/readyz").json()["ready"]
+    assert httpx.get(f"{other.url}/readyz", timeout=60).json()["ready"]
 
 
 def test_each_part_that_is_killed_comes_back_under_the_same_address(other: Up) -> None:
@@ -302,7 +302,7 @@ def test_each_part_that_is_killed_comes_back_under_the_same_address(other: Up) -
             found = [pid for pid, line in children(process.pid).items() if word in line]
             return bool(found) and found != [before]
 
-        until(is_back, 30, f"{word} is back")
+        until(is_back, 90, f"{word} is back")
 
     def ready() -> bool:
         try:

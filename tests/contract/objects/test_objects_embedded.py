@@ -336,11 +336,15 @@ def test_supervised_server_comes_back_after_kill_9_with_its_data(tmp_path):
 
 
 class Watched(EmbeddedObjectStore):
-    """Tells of a start that failed."""
+    """Tells of a start that failed; starts only when it may."""
 
-    failed = threading.Event()
+    def __init__(self, root):
+        super().__init__(root)
+        self.may, self.failed = threading.Event(), threading.Event()
+        self.may.set()
 
     def start(self):
+        assert self.may.wait(30)
         try:
             return super().start()
         except BrokerError:
@@ -353,8 +357,10 @@ def test_supervisor_goes_on_when_a_restart_fails(tmp_path):
     embedded.start()
     port = int((tmp_path / "port").read_text())
     with supervised(embedded, restarted):
+        embedded.may.clear()
         kill(embedded.pid)
         with socket.create_server(("127.0.0.1", port)):  # somebody else was faster
+            embedded.may.set()
             assert embedded.failed.wait(30)
         assert restarted.wait(30)
         assert embedded.alive()

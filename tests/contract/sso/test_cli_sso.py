@@ -65,7 +65,7 @@ def test_whatever_else_comes_to_the_port_is_refused(here, browser_here, capsys):
     def intrude(url):
         place = re.search(r"redirect_uri=http%3A%2F%2F127.0.0.1%3A(\d+)", url)[1]
         for query in ("", "?code=x", "?code=x&state=x", "?error=x&state="):
-            answers.append(httpx.get(f"http://127.0.0.1:{place}/{query}").status_code)
+            answers.append(httpx.get(f"http://127.0.0.1:{place}/{query}", timeout=60).status_code)
 
     browser_here(here.person(), before=intrude)
     assert main(["login", "--sso", "--server", here.url]) == 0
