@@ -48,7 +48,7 @@ class Forger(Provider):
 def id_token(key=KEY, header=None, **changes):
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": "broker", "sub": "s", "nonce": "n", "iat": now} | changes
-    claims.setdefault("exp", now + 86_400)  # some are made long before their test: none is refused for its age
+    claims.setdefault("exp", now + 86_400)  # some are made long before their test: none is refused as old
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode({"alg": "RS256", "kid": "good"} | (header or {}), claims, key)
 
