@@ -185,7 +185,7 @@ def test_a_worker_process_killed_while_sending_loses_nothing(tmp_path, receiver)
 
 def test_a_receiver_that_hangs_holds_up_nobody_else(tmp_path, receiver):
     receiver.hold = threading.Event()
-    with web_server() as quick, service(tmp_path) as api:
+    with web_server() as quick, service(tmp_path, timeout_s=20) as api:  # none ends while it hangs
         add_hook(api, receiver, kinds=["run_failed"])
         add_hook(api, quick)
         with running(api.ctx):
