@@ -57,24 +57,24 @@ def costs(
     What no price holds for is shown as hours.
     """
     if run is not None:
-        _refuse(ctx, "--run shows all that one run costs", *_SPLIT, "invoice", "bom")
+        _leave_out(ctx, "--run shows all that one run costs", *_SPLIT, "invoice", "bom")
         with api(ctx) as client:
             found = client.get(f"/runs/{run}/cost")
         emit(found, lambda: _shown_run(found, lang), as_json=as_json)
         return
     asked: dict[str, Any] = chosen_period(last, since, until) | chosen_filters(where, _FILTERS)
     if invoice is not None:
-        _refuse(ctx, "An invoice is by tenant and user, and whole", "by", "limit")
+        _leave_out(ctx, "An invoice is by tenant and user, and whole", "by", "limit")
         wanted = asked | {"format": "csv", "bom": bom}
         save(ctx, "/costs", wanted, invoice, option="--invoice", as_json=as_json)
         return
-    _refuse(ctx, "A byte order mark begins an invoice (--invoice FILE), and nothing else", "bom")
+    _leave_out(ctx, "A byte order mark begins an invoice (--invoice FILE), and nothing else", "bom")
     with api(ctx) as client:
         found = client.get("/costs", **asked, by=by or None, limit=limit)
     emit(found, lambda: _shown(found, lang), as_json=as_json)
 
 
-def _refuse(ctx: typer.Context, why: str, *names: str) -> None:
+def _leave_out(ctx: typer.Context, why: str, *names: str) -> None:
     """Raise `InvalidRequest` where options were given that would do nothing; `names` of their parameters."""
     given = [
         "/".join([*option.opts[:1], *option.secondary_opts])
