@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import cache
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Table, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Table, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from broker.accounting import packed
@@ -94,12 +95,16 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
     """Who owns which of these jobs: asked once for all of them."""
     runs, names = _runs(session, people.cluster, jobs), _names(session)
 
+    @cache
+    def account_of(unix_user: str, account: str) -> Owner:
+        unix_name = names.get(unix_user, f"{people.cluster}:{unix_user}")
+        return Owner(None, _tenant(people, account), unix_name)
+
     def owner_of(job: Owned) -> Owner:
         run = runs.get(job.name)
         if run is not None and run[0] is not None and run[0] in {job.job_id, job.array_id}:
             return Owner(*run[1:])
-        unix_name = names.get(job.unix_user, f"{people.cluster}:{job.unix_user}")
-        return Owner(None, _tenant(people, job.account), unix_name)
+        return account_of(job.unix_user, job.account)
 
     return owner_of
 
@@ -107,12 +112,13 @@ def owners(session: Session, people: People, jobs: Iterable[Owned]) -> Callable[
 def store(session: Session, people: People, jobs: Sequence[JobRecord]) -> int:
     """Store jobs (none twice) and what they change in the sums; how many were new or different."""
     exclusive(session, f"accounting {people.cluster}")
-    known = _known(session, people.cluster, jobs)
+    seen = _seen(session, people.cluster, jobs)
     owner_of = owners(session, people, jobs)
     owned = ((job, owner_of(job)) for job in jobs)
-    fresh = [one for one in owned if _differs(known.get((one[0].job_id, one[0].submit_at)), *one)]
+    fresh = [one for one in owned if _differs(seen.get((one[0].job_id, one[0].submit_at)), *one)]
     if not fresh:
         return 0
+    known = _known(session, people.cluster, (job for job, _ in fresh)) if seen else {}
     ours = [job.job_id for job, owner in fresh if job.gpu_count and owner.run_id is not None]
     measured = measured_gpus(session, people.cluster, ours) if ours else {}
     sums, rows = Sums(), []
@@ -128,25 +134,38 @@ def store(session: Session, people: People, jobs: Sequence[JobRecord]) -> int:
         if before is not None:
             sums.add(before, -1)
         sums.add(row)
-        rows.append(row)
-    upsert(session, _JOBS, _STORED, map(_stored, rows), ready=("raw",))
+        rows.append(_stored(row))
+    upsert(session, _JOBS, _STORED, rows, ready=("raw",))
     add_sums(session, people.cluster, sums)
     return len(rows)
+
+
+def _seen(
+    session: Session, cluster: str, jobs: Iterable[JobRecord]
+) -> dict[tuple[int, int], tuple[str, str | None]]:
+    """What tells whether a job that is there differs, by its key: its digest and its run."""
+    row = _JOBS.c
+    query = select(row.job_id, row.submit_at, row.digest, row.run_id).where(*_of_ids(cluster, jobs))
+    return {(number, submit): (digest, run) for number, submit, digest, run in session.execute(query)}
 
 
 def _known(
     session: Session, cluster: str, jobs: Iterable[JobRecord]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    ids = sorted({job.job_id for job in jobs})
-    query = select(*COUNTED).where(_JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(ids))
+    query = select(*COUNTED).where(*_of_ids(cluster, jobs))
     return {(row["job_id"], row["submit_at"]): dict(row) for row in session.execute(query).mappings()}
 
 
-def _differs(before: Mapping[str, Any] | None, job: JobRecord, owner: Owner) -> bool:
+def _of_ids(cluster: str, jobs: Iterable[JobRecord]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return _JOBS.c.cluster == cluster, _JOBS.c.job_id.in_(sorted({job.job_id for job in jobs}))
+
+
+def _differs(before: tuple[str, str | None] | None, job: JobRecord, owner: Owner) -> bool:
     """Whether Slurm says something else than before, or the broker learned only now that it is a run's."""
-    if before is None or before["digest"] != job.digest:
+    if before is None:
         return True
-    return owner.run_id is not None and before["run_id"] is None
+    digest, run_id = before
+    return digest != job.digest or (owner.run_id is not None and run_id is None)
 
 
 def _tenant(people: People, account: str) -> str:

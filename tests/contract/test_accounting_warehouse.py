@@ -23,6 +23,7 @@ from broker.accounting.rebuild import rebuild
 from broker.accounting.tables import (
     AccountingCursorRow,
     AccountingDayRow,
+    AccountingJobRow,
     AccountingWaitRow,
 )
 from broker.db.leases import LeaseLost
@@ -62,6 +63,17 @@ def test_a_repeated_ingest_changes_nothing(house: Warehouse) -> None:
         session.execute(delete(AccountingCursorRow))
     house.tick()
     assert house.all() == before
+
+
+def test_what_sacct_said_comes_back_from_the_archive_as_it_was_said(house: Warehouse) -> None:
+    row = job(7, submit=NOON - DAY, JobName='학습 "β" \\ \x01\t🚀\n{}')
+    house.slurm.add(row, step(row, TotalCPU="00:01"))
+    house.tick()
+    with house.ctx.db.read() as session:
+        raw = session.scalars(select(AccountingJobRow.raw)).one()
+    (kept,) = raw.pop("steps")
+    assert raw == {name: value for name, value in row.items() if value}
+    assert kept["TotalCPU"] == "00:01"
 
 
 def test_sums_can_be_made_anew_from_the_rows(house: Warehouse) -> None:

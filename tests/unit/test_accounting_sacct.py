@@ -158,6 +158,21 @@ def test_a_job_cancelled_before_it_began_has_no_start() -> None:
     assert (record.start_at, record.end_at) == (None, NOON + 60)
 
 
+def test_what_sacct_said_is_kept_word_by_word_where_it_said_anything() -> None:
+    row = job(7, JobName='학습 "β" \\ \x01\t🚀\n{}', AdminComment="")
+    raw = json.loads(one(row, step(row, TotalCPU="00:01", MaxRSS="")).raw)
+    (kept,) = raw.pop("steps")
+    assert raw == {name: value for name, value in row.items() if value}
+    assert kept == {
+        "JobIDRaw": "7.batch",
+        "State": "COMPLETED",
+        "ExitCode": "0:0",
+        "ElapsedRaw": "3600",
+        "TotalCPU": "00:01",
+        "ConsumedEnergyRaw": "0",
+    }
+
+
 def test_energy_that_cannot_be_is_no_data() -> None:
     assert one(job(7, ConsumedEnergyRaw="3600000")).energy_j == 3_600_000
     assert one(job(7, ConsumedEnergyRaw="18446744073709551610")).energy_j is None
