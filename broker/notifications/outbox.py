@@ -93,7 +93,7 @@ def distribute(db: Database, lease: Lease, settings: NotificationSettings) -> in
             row.seq = number
             found = receivers(book, Kind(row.kind), row.tenant, row.user_id)
             made += [new_delivery(row.id, channel, target, now) for channel, target in found]
-        # Ids of one millisecond are in no order, and each receiver gets the lowest first.
+        # Each receiver gets the lowest first, and a clock may be set back between two of them.
         for row_id, delivery in zip(sorted(one.id for one in made), made, strict=True):
             delivery.id = row_id
         session.add_all(made)
