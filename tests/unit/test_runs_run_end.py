@@ -82,6 +82,14 @@ def test_a_start_that_slurm_estimates_makes_the_end_a_likely_one() -> None:
     assert (passed.kind, passed.at, gaps(passed)) == ("not_before", at(30), {"queue": ["b"]})
 
 
+@pytest.mark.parametrize(("start", "end", "path"), [(60, 70, ["b"]), (10, 40, ["a", "b"])])
+def test_an_estimate_of_what_still_waits_for_others_is_the_earliest_at_best(
+    start: float, end: float, path: list[str]
+) -> None:
+    found = run_of(runs(30), waits("b", "a", start=Start(at(start), "slurm")))
+    assert (found.kind, found.at, found.path, gaps(found)) == ("not_before", at(end), path, {"queue": ["b"]})
+
+
 def test_the_next_try_is_the_earliest_start_and_no_estimate() -> None:
     part = waits("a", start=Start(at(5), "retry"), state=JobState.INTENDED)
     found = run_of(part)
