@@ -70,7 +70,7 @@ class Site:
             "HOME": str(self.root),
         }
         return subprocess.run(
-            ["bash", job.script_path], env=slurm | env, capture_output=True, check=False, timeout=60
+            ["bash", job.script_path], env=slurm | env, capture_output=True, check=False, timeout=300
         )
 
     @property

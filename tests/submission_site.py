@@ -88,7 +88,7 @@ class Site:
 
     def submit(self, **env: str) -> subprocess.CompletedProcess[str]:
         process = self.start(**env)
-        stdout, stderr = process.communicate(staging_archive(self.plan), timeout=60)
+        stdout, stderr = process.communicate(staging_archive(self.plan), timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), stderr.decode())
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:

@@ -30,7 +30,7 @@ def run(form):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout == ""
     return done.stderr

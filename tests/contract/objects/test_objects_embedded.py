@@ -390,7 +390,7 @@ def test_server_stands_alone_too(tmp_path):
 
 def test_set_up_that_is_wrong_ends_with_one_line_and_status_78(tmp_path, server):
     command = [sys.executable, "-m", "broker.objects.server", "--root", str(server.root)]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
     assert done.returncode == 78
     assert "already serves" in json.loads(done.stdout)["error"]
     assert done.stderr == b""

@@ -98,7 +98,7 @@ def test_when_the_calls_of_a_day_are_used_up_the_rest_is_refused_until_midnight(
     assert "team-a" in refused.json()["detail"] and " 5 API calls" in refused.json()["detail"]
     midnight = datetime.combine(utcnow().date() + timedelta(days=1), datetime.min.time(), UTC)
     assert f"{midnight:%Y-%m-%d} 00:00 UTC" in refused.json()["detail"]
-    assert abs((midnight - utcnow()).total_seconds() - int(refused.headers["Retry-After"])) < 5
+    assert abs((midnight - utcnow()).total_seconds() - int(refused.headers["Retry-After"])) < 60
     assert api.call("GET", "/runs", "vic").status_code == 429, "the quota is the tenant's"
     assert api.call("GET", "/runs", "bob").status_code == 200
     for path in ("/limits", "/tenants/team-a/quota", "/auth/me"):
@@ -259,7 +259,7 @@ def test_an_upload_beyond_the_quota_is_refused_until_the_next_month(open_api: Ca
     assert (refused.status_code, codes(refused)) == (429, {"upload_gb"})
     first = next_month(utcnow())
     assert f"{first:%Y-%m}-01 00:00 UTC" in refused.json()["detail"]
-    assert abs((first - utcnow()).total_seconds() - int(refused.headers["Retry-After"])) < 5
+    assert abs((first - utcnow()).total_seconds() - int(refused.headers["Retry-After"])) < 60
     with api.ctx.db.write() as session:
         session.execute(update(UseRow).values(amount=1 << 20))
     assert api.call("POST", "/uploads", "ann", content=archive(1)).status_code == 429

@@ -215,7 +215,7 @@ def test_the_fence_of_one_attempt_leaves_the_next_alone(site: Site) -> None:
 def test_a_truncated_archive_submits_nothing(site: Site) -> None:
     process = site.start()
     archive = staging_archive(site.plan)
-    process.communicate(archive[: len(archive) // 2], timeout=60)
+    process.communicate(archive[: len(archive) // 2], timeout=300)
     assert process.returncode not in {SubmissionExit.COMPLETE}
     assert not site.jobs()
     site.assert_whole(site.submit())
@@ -246,7 +246,7 @@ def test_a_start_that_was_cut_before_the_archive_came_costs_nothing_but_a_look(s
     first = site.start()
     assert first.stdin is not None
     first.stdin.close()  # the broker was killed while it made the plan
-    first.wait(timeout=30)
+    first.wait(timeout=300)
     assert site.jobs() == {}
     site.assert_whole(site.submit())
 
