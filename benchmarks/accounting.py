@@ -47,6 +47,7 @@ from broker.accounting.tables import (
     AccountingPackedRow,
     AccountingWaitRow,
 )
+from broker.cli.serving import keep_loaded
 from broker.context import Context
 from broker.costs.schemas import CostView
 from broker.costs.usage import BY, COSTS
@@ -286,7 +287,10 @@ def rows_of(ctx: Context) -> str:
 
 @contextmanager
 def warehouse(kind: str, folder: Path) -> Iterator[tuple[Context, Lease]]:
-    """An empty warehouse on `sqlite` or `postgresql`; on SQLite the one in the folder where there is one."""
+    """An empty warehouse on `sqlite` or `postgresql`; on SQLite the one in the folder where there is one. The
+    process is as the worker's is at its start.
+    """
+    keep_loaded()
     if kind == "sqlite":
         there = folder / "sqlite" / "broker.sqlite3"
         with context(folder / "sqlite", f"sqlite:///{there}" if there.exists() else None) as ctx:
