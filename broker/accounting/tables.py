@@ -23,6 +23,14 @@ _PAID: Final = (
     *("state", "start_at", "counted_to", "elapsed_s", "cpus", "mem_mib", "billing"),
 )
 """What runs cost is made of: read without the wide rows."""
+LASTING_S: Final = 14 * 86_400
+LASTING: Final = (
+    f"(abs(coalesce(start_at, end_at) - submit_at) > {LASTING_S}"
+    f" or abs(coalesce(end_at, counted_to) - start_at) > {LASTING_S})"
+)
+"""Jobs whose times lie further apart (SQL): few, in an index of their own. All others that touch a day began
+around it, or ended around it where they never began.
+"""
 
 
 class AccountingJobRow(Base):
@@ -98,6 +106,12 @@ class AccountingJobRow(Base):
             *_PAID,
             sqlite_where=text("run_id IS NOT NULL"),
             postgresql_where=text("run_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_accounting_jobs_lasting",
+            *("cluster", "submit_at", "start_at", "end_at", "counted_to"),
+            sqlite_where=text(LASTING),
+            postgresql_where=text(LASTING),
         ),
     )
 

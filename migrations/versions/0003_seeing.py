@@ -154,6 +154,17 @@ def upgrade() -> None:
         batch_op.create_index("ix_accounting_jobs_cluster_end_at", ["cluster", "end_at"], unique=False)
         batch_op.create_index("ix_accounting_jobs_cluster_start_at", ["cluster", "start_at"], unique=False)
         batch_op.create_index(
+            "ix_accounting_jobs_lasting",
+            ["cluster", "submit_at", "start_at", "end_at", "counted_to"],
+            unique=False,
+            sqlite_where=sa.text(
+                "(abs(coalesce(start_at, end_at) - submit_at) > 1209600 or abs(coalesce(end_at, counted_to) - start_at) > 1209600)"
+            ),
+            postgresql_where=sa.text(
+                "(abs(coalesce(start_at, end_at) - submit_at) > 1209600 or abs(coalesce(end_at, counted_to) - start_at) > 1209600)"
+            ),
+        )
+        batch_op.create_index(
             "ix_accounting_jobs_run_id",
             [
                 "run_id",
@@ -469,6 +480,15 @@ def downgrade() -> None:
             "ix_accounting_jobs_run_id",
             sqlite_where=sa.text("run_id IS NOT NULL"),
             postgresql_where=sa.text("run_id IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "ix_accounting_jobs_lasting",
+            sqlite_where=sa.text(
+                "(abs(coalesce(start_at, end_at) - submit_at) > 1209600 or abs(coalesce(end_at, counted_to) - start_at) > 1209600)"
+            ),
+            postgresql_where=sa.text(
+                "(abs(coalesce(start_at, end_at) - submit_at) > 1209600 or abs(coalesce(end_at, counted_to) - start_at) > 1209600)"
+            ),
         )
         batch_op.drop_index("ix_accounting_jobs_cluster_start_at")
         batch_op.drop_index("ix_accounting_jobs_cluster_end_at")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.orm import Session
 
 from broker.accounting import archive, packed, rebuild
 from broker.accounting.buckets import Sums
@@ -48,7 +50,7 @@ JOBS = st.lists(
         lambda number, submit, wait_s, run_s, **more: job(number, FIRST + submit, wait_s, run_s, **more),
         st.integers(1, 1 << 40),
         st.integers(0, 60 * DAY),
-        st.sampled_from([0, 90, 200_000]),
+        st.sampled_from([0, 90, 200_000, 20 * DAY, -20 * DAY]),  # Slurm's times may be in any order
         st.sampled_from([0, 1, 4000, 3 * DAY, 40 * DAY]),
         user=st.sampled_from(["ann", "우진"]),
         state=st.sampled_from(["COMPLETED", "FAILED"]),
@@ -60,6 +62,36 @@ JOBS = st.lists(
         ),
         st.integers(1 << 41, 1 << 42),
         st.integers(0, 60 * DAY),
+    )
+    | st.builds(
+        lambda number, submit, end: job(
+            number,
+            FIRST + submit,
+            state="CANCELLED",
+            start_at=None,
+            end_at=FIRST + end,
+            counted_to=None,
+            elapsed_s=0,
+        ),
+        st.integers(1 << 43, 1 << 44),
+        st.integers(0, 60 * DAY),
+        st.integers(0, 60 * DAY),
+    )
+    | st.builds(
+        lambda number, submit, wait_s, seen_s: job(
+            number, FIRST + submit, wait_s, seen_s, state="RUNNING", end_at=None, elapsed_s=40 * DAY
+        ),
+        st.integers(1 << 45, 1 << 46),
+        st.integers(0, 60 * DAY),
+        st.sampled_from([0, 20 * DAY]),
+        st.sampled_from([0, 3 * DAY, 40 * DAY]),
+    )
+    | st.builds(
+        lambda number, start: job(
+            number, FIRST, wait_s=start, end_at=FIRST, counted_to=FIRST + start, elapsed_s=0
+        ),
+        st.integers(1 << 47, 1 << 48),
+        st.integers(1, 60 * DAY),
     ),
     min_size=1,
     max_size=12,
@@ -131,7 +163,9 @@ def made_anew(ctx: Context, tell: Callable[[Progress], None] = lambda _: None) -
     return rebuild.rebuild(ctx.db, "main", "test", tell)
 
 
-slowly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slowly = settings(
+    max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @slowly
@@ -190,7 +224,7 @@ def test_one_that_was_killed_leaves_whole_days_and_the_next_one_ends_it(
 def test_fortnights_with_few_jobs_are_made_together_and_no_part_has_many(
     ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The jobs are read through once for each part: as often as they fill memory, not for each fortnight."""
+    """Each part reads what lies around it as well: as often as jobs fill memory, not for each fortnight."""
     monkeypatch.setattr(rebuild, "MOST_JOBS", 40)
     of_a_year = [job(n, FIRST + n * 4 * DAY, run_s=DAY) for n in range(1, 91)]
     stored(ctx, of_a_year + [job(200 + n, FIRST + 200 * DAY) for n in range(60)], "lost")
@@ -200,6 +234,54 @@ def test_fortnights_with_few_jobs_are_made_together_and_no_part_has_many(
     parts = [jobs - before for before, jobs in itertools.pairwise([0, *counted])]
     assert sum(parts) == 150 and max(parts) >= 60, "a fortnight with more is one part"
     assert len(parts) <= 6 and sorted(parts)[-2] <= 40, parts
+
+
+def test_a_part_reads_what_is_near_it_however_long_the_history(ctx: Context) -> None:
+    """By the work of the database itself: SQLite's steps, the rows that PostgreSQL looks at."""
+    never: dict[str, Any] = {"start_at": None, "counted_to": None, "elapsed_s": 0, "state": "CANCELLED"}
+    of_a_part = []
+    for fortnights in (8, 40):
+        times = [FIRST + n * DAY for n in range(fortnights * 14)]
+        several = [job(10 * at + n, at, run_s=n * DAY) for at in times for n in (0, 5)]
+        several += [job(10 * at + 7, at, end_at=at + DAY, **never) for at in times]
+        several += [job(10 * at + 8, at, wait_s=20 * DAY) for at in times[::14]]
+        with ctx.db.write() as session:
+            session.execute(delete(AccountingJobRow))
+            keep(session, *several)
+        if not ctx.db.is_sqlite:  # its own daemon does so in a while
+            with ctx.db.write() as session:
+                session.execute(text("analyze accounting_jobs"))
+        of_a_part.append(work_of_a_part(ctx, fortnights))
+    assert of_a_part[1] < 2 * of_a_part[0], of_a_part
+
+
+def work_of_a_part(ctx: Context, fortnights: int) -> float:
+    """What finding a part's errors takes on average."""
+    worked = []
+    with rebuild._alone(ctx.db, "main", "test", lambda _: None) as kept:
+        for first in range(FIRST // DAY, FIRST // DAY + fortnights * 14, 14):
+            part = rebuild.Part(first, first + 14, 1)
+            with rebuild._snapshot(ctx.db) as session, work_of(session) as count:
+                rebuild._errors(session, "main", part, kept)
+                worked.append(count())
+    return sum(worked) / len(worked)
+
+
+@contextmanager
+def work_of(session: Session) -> Iterator[Callable[[], int]]:
+    """What the database does for a session in here, as a number that can be asked for at the end."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("set local enable_seqscan = off"))  # so few rows are as fast to read whole
+        read = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = :name"
+        rows = text(read).bindparams(name=AccountingJobRow.__tablename__)
+        before = session.scalar(rows) or 0  # transactions that ended a moment ago are in it too
+        yield lambda: (session.scalar(rows) or 0) - before
+        return
+    steps = itertools.count()
+    driver: Any = session.connection().connection.dbapi_connection
+    driver.set_progress_handler(lambda: next(steps) < 0, 10)
+    yield lambda: next(steps)
+    driver.set_progress_handler(None, 10)
 
 
 def test_sums_that_no_job_accounts_for_fill_no_part_either(
@@ -223,7 +305,7 @@ def test_what_is_stored_or_changes_meanwhile_counts_once(
     stored(ctx, jobs, "doubled")
     correct, changed = rebuild._correct, itertools.count(100)
 
-    def beside(session: Any, cluster: str, day: date, sums: Sums) -> None:
+    def beside(session: Session, cluster: str, day: date, sums: Sums) -> None:
         number = next(changed)
         before = jobs[number % len(jobs)]
         after = before | {"state": "FAILED" if before["state"] == "COMPLETED" else "COMPLETED"}
