@@ -104,7 +104,8 @@ def _of_costs(found: Costs | None, wanted: Wanted, currency: str, limit: int) ->
     amounts = in_units(found.amounts(Fate.OWN, Fate.FAULT), currency)
     order: Sequence[int] = range(len(found.lines))
     if not any(name in PERIODS for name in wanted.by):
-        order = sorted(order, key=lambda at: (amounts[at] is None, -(amounts[at] or 0)))
+        most = [-1 if one is None else one for one in amounts]  # none costs less than nothing
+        order = sorted(order, key=most.__getitem__, reverse=True)
     shown = [found.lines[at] for at in order[:limit]]
     of_key = dict(by_line(found.items(shown)))
     lines = [
