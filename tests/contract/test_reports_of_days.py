@@ -223,6 +223,8 @@ def test_lines_stand_in_the_same_order_whether_made_one_by_one_or_not(
 
 
 def order_of(name: str, label: str) -> Any:
+    if name == "wait":
+        return NAMES.index(label)
     return int(label) if name in ("gpu_count", "size") else label
 
 
