@@ -177,12 +177,14 @@ def test_twenty_waiting_jobs_are_changed_and_read_back_by_one_remote_command(des
 def test_an_explicit_priority_is_shown_as_frozen_until_the_scheduler_has_it_back(desk: Desk) -> None:
     run_id = desk.run(pipeline([component("one", resources=WHOLE_NODE)]))
     until(
-        lambda: desk.polled()[0]["parts"] is not None, 30, "its priority is known", 0.2
-    )  # slurmctld works priorities out once a second
+        lambda: desk.polled()[0]["parts"] is not None and desk.queue()[0]["why"]["code"] == "partition",
+        60,
+        "its priority and the reason why it waits are known",
+        0.2,
+    )  # slurmctld works priorities out once a second, and says why when its scheduler has come by
     (item,) = desk.queue()
     assert (item["run_id"], item["frozen"], item["resources"]) == (run_id, False, "V100 x 4, 1GB")
     assert item["parts"]["fair_share"] > 0 and item["parts"]["qos"] > 0
-    assert item["why"]["code"] == "partition"
     desk.wish(run_id, number=777)
     desk.look()
     (item,) = desk.queue()
