@@ -65,17 +65,18 @@ def test_one_time_password_opens_only_the_own_account(api, method, path, permiss
 
 
 def test_user_who_must_change_the_password_gets_on_after_changing_it(api):
-    login = api.call("POST", "/auth/login", json={"username": "fresh", "password": PASSWORD})
+    api.add("newcomer", Role.ADMIN, fresh=True)
+    login = api.call("POST", "/auth/login", json={"username": "newcomer", "password": PASSWORD})
     assert login.json()["must_change_password"] is True
-    api.tokens["fresh-login"] = login.json()["access_token"]
-    me = api.call("GET", "/auth/me", "fresh-login").json()
+    api.tokens["newcomer-login"] = login.json()["access_token"]
+    me = api.call("GET", "/auth/me", "newcomer-login").json()
     assert me["must_change_password"] and me["permissions"] == ["account"]
     body = {"old": PASSWORD, "new": "another-long-password"}
-    changed = api.call("POST", "/auth/password", "fresh-login", json=body)
+    changed = api.call("POST", "/auth/password", "newcomer-login", json=body)
     assert changed.status_code == 200 and changed.json()["must_change_password"] is False
-    api.tokens["fresh-new"] = changed.json()["access_token"]
-    assert api.call("GET", "/users", "fresh-new").status_code == 200
-    assert api.call("GET", "/auth/me", "fresh-login").status_code == 401  # withdrawn with the old password
+    api.tokens["newcomer-new"] = changed.json()["access_token"]
+    assert api.call("GET", "/users", "newcomer-new").status_code == 200
+    assert api.call("GET", "/auth/me", "newcomer-login").status_code == 401  # withdrawn with the old password
 
 
 @pytest.mark.parametrize(
