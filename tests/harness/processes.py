@@ -65,7 +65,7 @@ def _end_with_parent() -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-_PORTS = range(10_000, 21_000)
+_PORTS = range(11_000, 21_000)
 
 
 def free_port() -> int:
