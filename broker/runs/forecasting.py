@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 from sqlalchemy.orm import Session
 
 from broker.pipelines.tables import PipelineVersionRow
 from broker.runs.expected import Start, allowance, end_of, left_of
 from broker.runs.run_end import Forecast, Part, forecast
+from broker.runs.starts import starts_of
 from broker.runs.states import JobState, Phase, RunState
-from broker.runs.tables import JobRow, QueueRow, RunRow
+from broker.runs.tables import JobRow, RunRow
 from broker.spec import parse
 from broker.spec.graph import parents
 
 _BEFORE_ACTIVE = {Phase.PREPARING, Phase.SUBMITTING, Phase.RELEASING}
-_NO_ESTIMATE = "BeginTime"
-"""Slurm's reason for a job that may not start before a moment, as a requeued one for a while: that moment is
-what it shows as the start."""
 
 
 def forecast_run(
@@ -72,14 +69,4 @@ def _starts(session: Session, run: RunRow, jobs: Sequence[JobRow]) -> dict[str, 
     if run.phase in _BEFORE_ACTIVE:
         retry = Start(run.next_try_at, "retry") if run.next_try_at is not None else None
         return {job.id: retry for job in waiting if retry is not None}
-    submitted = [job for job in waiting if job.slurm_job_id is not None]
-    row = session.get(QueueRow, run.cluster) if submitted else None
-    seen: Mapping[str, Mapping[str, Any]] = row.jobs if row is not None else {}
-    found: dict[str, Start] = {}
-    for job in submitted:
-        entry = seen.get(str(job.slurm_job_id), {})
-        if entry.get("start") and entry["restarts"] == job.restarts:
-            earliest = entry["reason"] == _NO_ESTIMATE
-            at = datetime.fromtimestamp(entry["start"], UTC)
-            found[job.id] = Start(at, "retry" if earliest else "slurm")
-    return found
+    return starts_of(session, run.cluster, waiting)
