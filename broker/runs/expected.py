@@ -82,7 +82,7 @@ class ExpectedEnd(BaseModel):
     )
     runs: int | None = Field(description="`history`: how many earlier runs")
     starts_at: datetime | None = Field(
-        None, description="While it waits: the start that `at` counts from; null: nothing says …"
+        None, description="While it waits: the start that `at` counts from; null: it counts from now …"
     )
     start_source: StartSource | None = Field(
         None,
@@ -268,7 +268,7 @@ def left_of(job: JobRow) -> Left | None:
     allowed = allowance(job)
     goes_on = allowed.start_s is not None and job.restarts > 0
     said = Progress.model_validate(job.progress) if job.progress and goes_on else None
-    if said is not None and said.expected_end is not None:
+    if said is not None and said.restart == job.restarts - 1 and said.expected_end is not None:
         return Left(max(0.0, (said.expected_end - said.at).total_seconds()), "progress")
     if not job.usual or allowed.spent_s is None:
         return None

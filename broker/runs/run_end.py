@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
-from broker.runs.expected import Allowance, ExpectedEnd, Left, Start, StartSource
+from broker.runs.expected import TEXTS, Allowance, ExpectedEnd, Left, Start, StartSource
 from broker.runs.states import JobState
 
 NAMED = 3
@@ -72,7 +72,7 @@ _GAPS: Final[Mapping[GapCode, tuple[str, str]]] = {
 }
 """Each in English and Korean, in the order in which they are told."""
 _RUN_TEXTS: Final[Mapping[RunKind, tuple[str, str]]] = {
-    "likely": ("It is likely to end at this time.", "이 시각에 끝날 것으로 예상됩니다."),
+    "likely": TEXTS["likely"],
     "not_before": (
         "It is not expected to end before this time.",
         "이 시각 전에는 끝나지 않을 것으로 예상됩니다.",
@@ -118,9 +118,11 @@ class RunEnd(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component that has not ended. `waits_for`: components whose end it waits for; those that have ended
-    may be among them. `end`: of what runs. `left`: what it takes from its next start on; None: not known.
-    `restarts`: Slurm has started it before.
+    """A component that has not ended.
+
+    `waits_for`: components whose end it waits for, parents first; those that have ended may be among them.
+    `end`: of what runs. `left`: what it takes from its next start on; None: not known. `held`: by the broker
+    or in Slurm. `restarts`: how often Slurm has started it again.
     """
 
     component: str
@@ -132,6 +134,11 @@ class Part:
     start: Start | None = None
     held: bool = False
     restarts: int = 0
+
+    @property
+    def kept_back(self) -> bool:
+        """Whether somebody has to let it go before it can start: Slurm estimates that of nothing held."""
+        return self.held or self.state in _HELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +251,23 @@ def _waiting(part: Part, found: Mapping[str, _Found], now: datetime) -> _Found:
 def _begin(part: Part, found: Mapping[str, _Found], now: datetime) -> _Begin:
     """When it starts at the earliest: by Slurm's estimate, at the next try, or after what it waits for."""
     spans = {name: found[name].span for name in part.waits_for if name in found}
-    told = part.start if part.start is not None and part.start.at > now else None
+    told = _told(part, now)
     if spans:
-        after, last = max(spans.items(), key=lambda item: item[1].low)
+        after = _last(spans)
+        last = spans[after]
         if told is None or last.low >= told.at:
             return _Begin(max(last.low, now), False, "components" if last.low > now else None, after)
     if told is not None:
         return _Begin(told.at, told.source == "slurm" and not spans, told.source)
     return _Begin(now, part.state in _STARTING and not spans)
+
+
+def _told(part: Part, now: datetime) -> Start | None:
+    """The start that is told, if it is still to come; of what is held, Slurm estimated it before."""
+    start = part.start
+    if start is None or start.at <= now or (start.source == "slurm" and part.kept_back):
+        return None
+    return start
 
 
 def _goes_on(part: Part) -> bool:
@@ -262,8 +278,12 @@ def _goes_on(part: Part) -> bool:
 def _why_it_waits(part: Part, begin: _Begin) -> GapCode:
     if part.state is JobState.INTENDED:
         return GapCode.NOT_SUBMITTED
-    held = begin.after is None and (part.held or part.state in _HELD)
-    return GapCode.HELD if held else GapCode.QUEUE
+    return GapCode.HELD if begin.after is None and part.kept_back else GapCode.QUEUE
+
+
+def _last(spans: dict[str, Span]) -> str:
+    """Which of components, parents first, ends last; at one time that which may follow the others."""
+    return max(reversed(spans), key=lambda name: spans[name].low)
 
 
 def _kind(span: Span, now: datetime) -> Literal["likely", "not_before", "unknown"]:
@@ -302,7 +322,7 @@ def _gaps(found: Mapping[str, _Found], end: datetime) -> list[Gap]:
 
 def _path(found: Mapping[str, _Found]) -> list[str]:
     """The components that the last end waits for, in the order in which they run."""
-    name: str | None = max(found, key=lambda name: found[name].span.low)
+    name: str | None = _last({name: one.span for name, one in found.items()})
     path: list[str] = []
     while name is not None:
         path.append(name)

@@ -85,7 +85,8 @@ class JobView(BaseModel):
         description="What the program reported; null: nothing, which is not 0 %"
     )
     expected_end: ExpectedEnd | None = Field(
-        description="Until it ends: when it is likely to, or can at the earliest, and what says so"
+        description="When it is likely to end, or can at the earliest, and what says so; null: it has ended "
+        "or is about to, is suspended or not seen, or waits in a run that is being cancelled"
     )
     heartbeat_at: datetime | None = Field(description="Last sign of life that the broker saw while it ran")
     stalled_since: datetime | None = Field(description="Flagged: no sign of life for `heartbeat_timeout_s`")

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broker.runs.expected import Allowance, Usual, expected_end, usual
+from broker.runs.expected import Allowance, Left, Usual, expected_end, left_of, usual
 from broker.runs.progress import Progress, Report, advance
+from broker.runs.tables import JobRow
 
 START = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -138,3 +139,13 @@ def test_the_last_start_ends_when_the_time_asked_for_does_and_is_followed_by_non
 def test_one_long_run_does_not_make_the_usual_time() -> None:
     assert usual([60.0, 80.0, 86400.0]) == Usual(seconds=80, runs=3)
     assert usual([]) is None
+
+
+def test_what_an_earlier_start_than_the_last_reported_tells_nothing_of_what_is_left() -> None:
+    """The last one has done some of it since, and said nothing."""
+    said = at_half_after(10)
+    job = JobRow(resources={"time_s": 7200, "start_s": 3600}, restarts=1, spent_s=None, usual=None)
+    job.progress = said.model_dump(mode="json")
+    assert left_of(job) == Left(600, "progress")
+    job.restarts = 2
+    assert left_of(job) is None

@@ -90,6 +90,22 @@ def test_an_estimate_of_what_still_waits_for_others_is_the_earliest_at_best(
     assert (found.kind, found.at, found.path, gaps(found)) == ("not_before", at(end), path, {"queue": ["b"]})
 
 
+@pytest.mark.parametrize("fields", [{"held": True}, {"state": JobState.REQUEUE_HOLD}])
+def test_slurm_estimates_no_start_of_what_is_held(fields: Mapping[str, Any]) -> None:
+    """The last look may be older than the hold."""
+    part = waits("a", start=Start(at(60), "slurm"), **fields)
+    found = run_of(part)
+    assert (found.kind, found.at, gaps(found)) == ("not_before", at(10), {"held": ["a"]})
+    assert forecast([part], NOW).ends["a"].start_source is None
+    retried = run_of(replace(part, start=Start(at(5), "retry")))
+    assert (retried.kind, retried.at, gaps(retried)) == ("not_before", at(15), {"held": ["a"]})
+
+
+def test_the_way_through_the_graph_leads_to_its_end_also_by_what_takes_nobody_knows_how_long() -> None:
+    found = run_of(runs(30), waits("b", "a", minutes=None), waits("c", "a", "b", minutes=None))
+    assert (found.at, found.path) == (at(30), ["a", "b", "c"])
+
+
 def test_the_next_try_is_the_earliest_start_and_no_estimate() -> None:
     part = waits("a", start=Start(at(5), "retry"), state=JobState.INTENDED)
     found = run_of(part)
@@ -210,7 +226,7 @@ def _graphs(draw: st.DrawFn) -> list[Part]:
         start = draw(
             st.none() | st.builds(Start, st.integers(-5, 300).map(at), st.sampled_from(["slurm", "retry"]))
         )
-        parts.append(waits(name, *parents, minutes=minutes, start=start))
+        parts.append(waits(name, *parents, minutes=minutes, start=start, held=draw(st.booleans())))
     return parts
 
 
@@ -225,10 +241,12 @@ def _played(parts: Sequence[Part], draw: st.DataObject, ends: Mapping[str, Expec
             ended[name] = end.at if known else min(end.limit, NOW + draw.draw(some))
             continue
         begin = max((ended[parent] for parent in part.waits_for), default=NOW)
-        if part.start is not None and part.start.at > NOW:
-            begin = max(begin, part.start.at)
-        told = part.start is not None and part.start.source == "slurm" and part.start.at > NOW
-        begin += timedelta(0) if told and not part.waits_for else draw.draw(some)
+        start = part.start if part.start is not None and part.start.at > NOW else None
+        if start is not None and part.held and start.source == "slurm":
+            start = None
+        begin = begin if start is None else max(begin, start.at)
+        exact = start is not None and start.source == "slurm" and not part.waits_for
+        begin += timedelta(0) if exact else draw.draw(some)
         ended[name] = begin + (timedelta(seconds=part.left.seconds) if part.left else draw.draw(some))
         said = ends[name]
         assert said.at is None or (

@@ -209,13 +209,18 @@ def _queue_shows(desk: Desk, start: datetime | None, restarts: int, reason: str 
         session.add(row)
 
 
-def test_between_two_starts_a_component_ends_its_time_after_the_next_one(desk: Desk) -> None:
-    _ran_before(desk, timedelta(minutes=30))
-    _begins_again(desk, 1, None)
+def _is_requeued(desk: Desk, restarts: int) -> None:
+    """The trainer waits for its next start."""
     with desk.ctx.db.write() as session:
         run = session.get_one(RunRow, desk.run_id)
         job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
-        write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=2), utcnow())
+        write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=restarts), utcnow())
+
+
+def test_between_two_starts_a_component_ends_its_time_after_the_next_one(desk: Desk) -> None:
+    _ran_before(desk, timedelta(minutes=30))
+    _begins_again(desk, 1, None)
+    _is_requeued(desk, 2)
 
     waits, run = desk.view()["expected_end"], desk.run_end()
     assert (waits["kind"], waits["source"], waits["runs"], waits["limit"]) == (
@@ -250,10 +255,7 @@ def test_what_a_checkpoint_has_saved_counts_between_two_starts(tmp_path: Path) -
     for desk in make_desk(tmp_path, classes={"training": {"max_wall_s": 600}}):
         _ran_before(desk, timedelta(seconds=900))
         desk.change(lambda _run, job: _reported(job, fraction=0.5, after=timedelta(seconds=400)))
-        with desk.ctx.db.write() as session:
-            run = session.get_one(RunRow, desk.run_id)
-            job = next(job for job in newest_jobs(session, run.id) if job.component == "trainer")
-            write_sighting(session, run, job, Sighting(JobState.PENDING, restarts=1), utcnow())
+        _is_requeued(desk, 1)
         end = desk.view()["expected_end"]
         assert (end["kind"], end["source"], end["more_starts"]) == ("not_before", "progress", 0)
         left = datetime.fromisoformat(end["at"]) - utcnow()
