@@ -104,9 +104,9 @@ _RUN_ENDS: Final = {
     },
     "ko": {
         "likely": "{} 예상",
-        "not_before": "빨라도 {}",
+        "not_before": "빨라야 {}",
         "at_latest": "늦어도 {}",
-        "between": "빨라도 {1}, 늦어도 {0}",
+        "between": "빨라야 {1}, 늦어도 {0}",
         "unknown": "알 수 없음",
     },
 }

@@ -195,7 +195,7 @@ def test_a_run_says_when_it_ends_by_which_way_and_what_is_not_known() -> None:
         return run_views.run_end(end | {"gaps": [gap]} | fields, lang)
 
     assert told() == f"Not before {when(early)}. It waits: b."
-    assert told("ko") == f"빨라도 {when(early)}. 대기: b."
+    assert told("ko") == f"빨라야 {when(early)}. 대기: b."
     assert told(kind="likely", gaps=[]) == f"Likely {when(early)}."
     assert told(kind="at_latest", at=late, latest=late, gaps=[]) == (
         f"Not before {when(early)}, by {when(late)} at the latest."
