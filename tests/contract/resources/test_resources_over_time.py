@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import func, insert, select
@@ -24,6 +24,7 @@ from broker.resources.snapshot import Amount, Amounts, Look
 from broker.resources.tables import ResourceRow, SampleRow
 from broker.settings import ResourceSettings
 from tests.resources import START, World
+from tests.timing import fastest
 
 BOTH = pytest.mark.parametrize("world", ["sqlite", "postgres"], indirect=True)
 
@@ -141,14 +142,14 @@ def test_a_year_by_hour_and_by_day_is_read_fast(world: World) -> None:
             rows = [key | plain | {"at": begin + hour * HOUR} for hour in range(365 * 24)]
             session.execute(insert(SampleRow), rows)
     took = {}
+    until = START + timedelta(days=365)
     for scope, name in (("cluster", None), ("gpu_type", None), ("tenant", "tenant-7"), ("partition", None)):
         with world.ctx.db.read() as session:
-            start = time.process_time()
-            found = history(session, "main", scope, "gpu", START, START + timedelta(days=365), DAY, name)
-            took[scope] = time.process_time() - start
+            ask = partial(history, session, "main", scope, "gpu", START, until, DAY, name)
+            took[scope], found = fastest(ask)
         assert len(found) == 365 * (names.get(scope, 1) if name is None else 1)
         assert found[0].allocated == 4
-    print("a year by day, CPU:", {scope: f"{seconds * 1000:.0f} ms" for scope, seconds in took.items()})
+    print("a year by day:", {scope: f"{seconds * 1000:.0f} ms" for scope, seconds in took.items()})
     assert max(took.values()) < 1.0
 
 
