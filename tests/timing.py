@@ -10,8 +10,10 @@ Found = TypeVar("Found")
 
 
 def fastest(ask: Callable[[], Found]) -> tuple[float, Found]:
-    """Seconds of the fastest of three by the clock, and the answer: what a database server does for it counts,
-    which this process' own CPU time leaves out; other programs seldom hold up all three.
+    """Seconds of the fastest of three by the clock, and the answer.
+
+    What a database server does for it counts, which this process' own CPU time leaves out; other programs
+    seldom hold up all three.
     """
     took = []
     for _ in range(3):
