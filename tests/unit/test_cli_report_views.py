@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
@@ -22,6 +22,7 @@ from broker.cli.cost_words import (
 from broker.cli.fitting import Fitted
 from broker.cli.report_views import report_view
 from broker.cli.report_words import JOB_HEADS, WORDS, Language
+from broker.costs.schemas import PriceView
 from broker.reports.definitions import REPORTS
 from broker.reports.views import describe
 
@@ -114,3 +115,4 @@ def test_both_languages_have_the_same_words_and_headings_that_behave_alike() -> 
     for heads in (HEADS, RUN_HEADS, JOB_HEADS, PRICE_HEADS, WITHDRAWN_HEADS):
         marks = [[head[-1] if head[-1] in ">?!=" else "" for head in heads[lang]] for lang in ("en", "ko")]
         assert marks[0] == marks[1]
+    assert set(get_args(PriceView.model_fields["state"].annotation)) == PRICE_STATES["en"].keys()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from rich.console import Console, RenderableType
 
 from broker.cli import run_views
 from broker.cli.output import when
 from broker.cli.report_words import Language
+from broker.runs.expected import Kind
+from broker.runs.run_end import RunKind
 
 NOW = datetime(2024, 5, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -206,3 +209,15 @@ def test_a_run_says_when_it_ends_by_which_way_and_what_is_not_known() -> None:
     assert "a → b" in shown and "It waits: b." in shown
     long = end | {"path": [f"c{number}" for number in range(20)], "gaps": []}
     assert "c2 → … → c17" in text_of(run_views.run_view(run("running", expected_end=long), NOW))
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_no_kind_of_end_that_the_server_tells_of_is_without_words(lang: Language) -> None:
+    at = "2024-05-03T14:30:00Z"
+    for kind in get_args(RunKind):
+        told = at if kind != "unknown" else None
+        assert run_views.run_end({"kind": kind, "at": told, "earliest": None, "gaps": []}, lang)
+    rest = {"source": None, "limit": None, "more_starts": None, "enough_time": None, "another_start": False}
+    for kind in get_args(Kind):
+        end = {"kind": kind, "at": at if kind != "unknown" else None, **rest}
+        assert bool(run_views.progress(job("a", "PENDING", expected_end=end))) == (kind != "unknown")
