@@ -273,7 +273,8 @@ def left_of(job: JobRow) -> Left | None:
     if not job.usual or allowed.spent_s is None:
         return None
     earlier = Usual.model_validate(job.usual)
-    return Left(max(0.0, earlier.seconds - allowed.spent_s), "history", earlier.runs)
+    seconds = earlier.seconds - allowed.spent_s
+    return Left(seconds, "history", earlier.runs) if seconds >= 0 else None
 
 
 def end_of(job: JobRow, now: datetime) -> ExpectedEnd | None:

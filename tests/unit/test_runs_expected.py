@@ -149,3 +149,12 @@ def test_what_an_earlier_start_than_the_last_reported_tells_nothing_of_what_is_l
     assert left_of(job) == Left(600, "progress")
     job.restarts = 2
     assert left_of(job) is None
+
+
+def test_what_took_longer_than_it_usually_does_is_not_said_to_be_done() -> None:
+    """As while it runs: history was wrong of it, and tells nothing more."""
+    job = JobRow(resources={"time_s": 7200, "start_s": 3600}, restarts=1, progress=None)
+    job.usual, job.spent_s = EARLIER.model_dump(), 600
+    assert left_of(job) == Left(1200, "history", 4)
+    job.spent_s = 1801
+    assert left_of(job) is None
