@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,15 @@ def test_what_one_process_makes_in_one_millisecond_sorts_in_the_order_of_its_mak
     assert made == sorted(set(made))
 
 
-def test_threads_make_no_identifier_twice() -> None:
+def test_threads_make_no_identifier_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one millisecond, without chance, and with another thread's turn in the midst of each."""
+
+    def none(_bits: int) -> int:
+        time.sleep(0)
+        return 0
+
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(secrets, "randbits", none)
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: new_id("run"), range(4_000)))
     assert len(set(made)) == 4_000
