@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from broker.compiler.names import LogPaths, control_dir, log_paths
 from broker.context import Context
 from broker.db import utcnow
 from broker.identity import Principal, Role
+from broker.queueing.snapshot import Seen
 from broker.runs.events import events_after
 from broker.runs.heartbeat import Watcher
 from broker.runs.observation import Sighting
 from broker.runs.settling import settle
 from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState, Phase, RunState
-from broker.runs.tables import JobRow, RunRow
+from broker.runs.tables import JobRow, QueueRow, RunRow
 from broker.runs.views import newest_jobs
 from tests.api_support import Api, context, worker_lease
 
@@ -66,6 +67,13 @@ class Desk:
 
     def run_end(self, run_id: str | None = None) -> Any:
         return self.api.call("GET", f"/runs/{run_id or self.run_id}", "ann").json()["expected_end"]
+
+    def queue_shows(self, start: datetime, **fields: object) -> None:
+        """What a look at the queue has of the trainer, in place of a tick of the tracker."""
+        shown = asdict(Seen(1, 0, "Priority", "", None, start.timestamp(), 0)) | fields
+        jobs = {str(self.job().slurm_job_id): shown}
+        with self.ctx.db.write() as session:
+            session.merge(QueueRow(cluster="main", taken_at=utcnow(), jobs=jobs))
 
     def events(self) -> list[str]:
         with self.ctx.db.read() as session:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import pytest
 from broker.compiler import ResolvedImage
 from broker.compiler.names import log_paths, spent_path
 from broker.db import utcnow
-from broker.queueing.snapshot import Seen
 from broker.runs.observation import Sighting
 from broker.runs.planning import Resolved
 from broker.runs.progress import Report, advance
 from broker.runs.sightings import write_sighting
 from broker.runs.states import JobState
 from broker.runs.submission import Submitter
-from broker.runs.tables import JobRow, QueueRow, RunRow
+from broker.runs.tables import JobRow, RunRow
 from broker.runs.views import newest_jobs
 from tests.api_support import worker_lease
 from tests.watching import Desk, make_desk
@@ -200,15 +198,6 @@ def test_the_usual_time_of_what_took_several_starts_is_that_of_all_of_them(tmp_p
         assert datetime.fromisoformat(end["at"]) == job.started_at + timedelta(seconds=900)
 
 
-def _queue_shows(desk: Desk, start: datetime | None, restarts: int, reason: str = "Priority") -> None:
-    """What the last look at the queue has of the trainer, in place of a tick of the tracker."""
-    shown = Seen(1, 0, reason, "", None, start.timestamp() if start else None, restarts)
-    with desk.ctx.db.write() as session:
-        row = session.get(QueueRow, "main") or QueueRow(cluster="main")
-        row.taken_at, row.jobs = utcnow(), {str(desk.job().slurm_job_id): asdict(shown)}
-        session.add(row)
-
-
 def _is_requeued(desk: Desk, restarts: int) -> None:
     """The trainer waits for its next start."""
     with desk.ctx.db.write() as session:
@@ -235,13 +224,13 @@ def test_between_two_starts_a_component_ends_its_time_after_the_next_one(desk: D
     assert [(gap["code"], gap["components"]) for gap in run["gaps"]] == [("queue", ["trainer"])]
 
     start = utcnow().replace(microsecond=0) + timedelta(hours=2)
-    _queue_shows(desk, start, restarts=1)  # a look before the requeue
+    desk.queue_shows(start, restarts=1)  # a look before the requeue
     assert desk.run_end()["kind"] == "not_before"
-    _queue_shows(desk, start, restarts=2, reason="BeginTime")  # it may not start earlier; it may later
+    desk.queue_shows(start, restarts=2, reason="BeginTime")  # it may not start earlier; it may later
     run = desk.run_end()
     assert (run["kind"], datetime.fromisoformat(run["at"])) == ("not_before", start + timedelta(minutes=30))
     assert desk.view()["expected_end"]["start_source"] == "retry"
-    _queue_shows(desk, start, restarts=2)
+    desk.queue_shows(start, restarts=2)
     run = desk.run_end()
     assert (run["kind"], datetime.fromisoformat(run["at"])) == ("likely", start + timedelta(minutes=30))
     assert datetime.fromisoformat(desk.view()["expected_end"]["starts_at"]) == start

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import event
 
 from broker.db import utcnow
-from broker.queueing.snapshot import Seen
 from broker.runs.states import JobState
-from broker.runs.tables import QueueRow
 from tests.watching import Desk
-
-
-def _shows(desk: Desk, start: datetime, taken_at: datetime, **fields: object) -> None:
-    """What a look at the queue has of the trainer, in place of a tick of the tracker."""
-    shown = asdict(Seen(1, 0, "Priority", "", None, start.timestamp(), 0)) | fields
-    with desk.ctx.db.write() as session:
-        jobs = {str(desk.job().slurm_job_id): shown}
-        session.merge(QueueRow(cluster="main", taken_at=taken_at, jobs=jobs))
 
 
 def _waits(desk: Desk) -> None:
@@ -53,13 +42,13 @@ def test_a_look_at_the_queue_is_read_once_for_all_who_ask_for_their_runs(desk: D
     now = utcnow().replace(microsecond=0)
     first, second = now + timedelta(hours=1), now + timedelta(hours=2)
     _waits(desk)
-    _shows(desk, first, now)
+    desk.queue_shows(first)
     with _readings(desk) as readings, ThreadPoolExecutor(8) as pool:
         views = list(pool.map(lambda _: desk.view()["expected_end"]["starts_at"], range(24)))
         assert {datetime.fromisoformat(start) for start in views} == {first}
         assert len(readings) == 1
 
-        _shows(desk, second, now + timedelta(seconds=5))
+        desk.queue_shows(second)
         readings.clear()  # to be replaced, it was read
         views = list(pool.map(lambda _: desk.view()["expected_end"]["starts_at"], range(24)))
         assert {datetime.fromisoformat(start) for start in views} == {second}
@@ -67,7 +56,7 @@ def test_a_look_at_the_queue_is_read_once_for_all_who_ask_for_their_runs(desk: D
 
 
 def test_no_queue_is_read_for_what_does_not_wait_in_it(desk: Desk) -> None:
-    _shows(desk, utcnow() + timedelta(hours=1), utcnow())
+    desk.queue_shows(utcnow() + timedelta(hours=1))
     with _readings(desk) as readings:
         assert desk.view()["expected_end"]["kind"] == "at_latest"
     assert readings == []
@@ -77,7 +66,7 @@ def test_what_slurm_holds_has_no_estimate(desk: Desk) -> None:
     """Its priority is 0 then; the start that was estimated before may still stand beside it."""
     start = utcnow().replace(microsecond=0) + timedelta(hours=1)
     _waits(desk)
-    _shows(desk, start, utcnow(), priority=0, reason="JobHeldAdmin")
+    desk.queue_shows(start, priority=0, reason="JobHeldAdmin")
     assert desk.view()["expected_end"]["start_source"] is None
-    _shows(desk, start, utcnow(), priority=0, reason="BeginTime")
+    desk.queue_shows(start, priority=0, reason="BeginTime")
     assert desk.view()["expected_end"]["start_source"] == "retry"
