@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from benchmarks.workload import BEGIN, GPU_TYPES, PARTITIONS, TENANTS, USERS
 from broker.accounting import archive, packed
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow, AccountingShareRow
-from broker.accounting.looks import EVENTS, SHARES, event_row, reservation_row, upsert
+from broker.accounting.looks import EVENTS, SHARES, event_row, reservation_row
 from broker.accounting.tables import AccountingJobRow
 from broker.accounting.waiting import Pending
 from broker.accounting.waiting_tables import AccountingQueueRow
@@ -28,6 +28,7 @@ from broker.costs.pricing import ANY, Place, Resource
 from broker.costs.tables import PriceRow
 from broker.db import Database, utcnow
 from broker.db.locks import exclusive
+from broker.db.upsert import upsert_mappings
 from broker.identity.tables import TenantRow
 from broker.quotas.service import Resource as Counted
 from broker.quotas.tables import ChargeRow, UseRow
@@ -60,12 +61,12 @@ def fill(db: Database, people: archive.People, seed: int = 1) -> None:
 
 
 def _fill(session: Session, people: archive.People, chance: random.Random) -> None:
-    upsert(session, AccountingEventRow, list(_events(chance, people.cluster)))
-    upsert(session, AccountingShareRow, list(_shares(chance, people.cluster)))
+    upsert_mappings(session, AccountingEventRow, list(_events(chance, people.cluster)))
+    upsert_mappings(session, AccountingShareRow, list(_shares(chance, people.cluster)))
     first = NOON - YEARS * 365 * DAY
     for what in (EVENTS, SHARES):
         look = {"cluster": people.cluster, "what": what, "since": first, "read_to": NOON, "trouble": None}
-        upsert(session, AccountingLookRow, [look])
+        upsert_mappings(session, AccountingLookRow, [look])
     for table, rows in (
         (TenantRow, list(_tenants())),
         (ChargeRow, list(_charges(chance, people.cluster))),
@@ -235,4 +236,4 @@ def _queue(session: Session, people: archive.People, chance: random.Random) -> N
     for first in range(0, len(rows), 1000):
         archive.store(session, people, answer(*rows[first : first + 1000]).jobs)
     look = {"cluster": people.cluster, "taken_at": NOON, "jobs": [asdict(one) for one in waiting]}
-    upsert(session, AccountingQueueRow, [look])
+    upsert_mappings(session, AccountingQueueRow, [look])

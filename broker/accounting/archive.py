@@ -25,7 +25,7 @@ from broker.accounting.tables import (
 )
 from broker.accounting.windows import Cursor
 from broker.db.locks import exclusive
-from broker.db.upsert import upsert
+from broker.db.upsert import upsert, upsert_mappings
 from broker.identity.tables import UserRow
 from broker.runs.measured import MeasuredGpu, measured_gpus
 from broker.runs.tables import JobRow, RunRow
@@ -35,7 +35,6 @@ from broker.slurm.sacct import JobRecord
 _JOBS: Table = AccountingJobRow.__table__  # type: ignore[assignment]
 _DAYS: Table = AccountingDayRow.__table__  # type: ignore[assignment]
 _WAITS: Table = AccountingWaitRow.__table__  # type: ignore[assignment]
-_CURSORS: Table = AccountingCursorRow.__table__  # type: ignore[assignment]
 _COLUMNS = tuple(field.name for field in fields(JobRecord))
 _values = attrgetter(*_COLUMNS)
 _STORED = tuple(column.name for column in _JOBS.columns)
@@ -309,7 +308,7 @@ def cursor_of(row: AccountingCursorRow) -> Cursor:
 def save_cursor(session: Session, cluster: str, cursor: Cursor, at: datetime) -> None:
     """Write down how far was read."""
     row = {"cluster": cluster, "updated_at": at, **asdict(cursor)}
-    upsert(session, _CURSORS, tuple(row), [tuple(row.values())])
+    upsert_mappings(session, AccountingCursorRow, [row])
 
 
 def statuses(session: Session) -> list[dict[str, Any]]:

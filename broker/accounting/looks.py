@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from broker.accounting.archive import People, owners
@@ -21,6 +20,7 @@ from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow
 from broker.context import Context
 from broker.db import Base, utcnow
 from broker.db.leases import Lease
+from broker.db.upsert import upsert_mappings
 from broker.errors import BrokerError
 from broker.slurm import Node, Share, SlurmClient, Tres
 from broker.slurm.events import Lack, NodeEvent, ReservationRecord
@@ -32,7 +32,6 @@ EVENTS, SHARES = "events", "shares"
 BACK_S = 7 * 86_400
 UNTYPED = "gpu"
 """The name of GPUs whose type nobody tells."""
-_BATCH = 500
 Inventory = Mapping[str, Tres]
 Row = dict[str, Any]
 
@@ -84,9 +83,9 @@ class Looker:
         with self._ctx.db.write() as session:
             self._lease.confirm(session)
             for table, rows in found:
-                upsert(session, table, rows)
+                upsert_mappings(session, table, rows)
             look = {"since": since, "read_to": read_to, "trouble": error and error.detail}
-            upsert(session, AccountingLookRow, [{"cluster": self._cluster, "what": what, **look}])
+            upsert_mappings(session, AccountingLookRow, [{"cluster": self._cluster, "what": what, **look}])
         return error
 
     def _events(self, slurm: SlurmClient, name: str, since: int) -> list[tuple[type[Base], list[Row]]]:
@@ -210,16 +209,3 @@ def share_rows(
 def _known(value: float | None) -> float | None:
     """A number, also an infinite one; None of what is none (`nan`)."""
     return None if value is None or math.isnan(value) else value
-
-
-def upsert(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert; what is there by key is replaced."""
-    make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    keys = [column.name for column in table.__table__.primary_key]
-    for first in range(0, len(rows), _BATCH):
-        statement: Any = make(table)
-        part = rows[first : first + _BATCH]
-        changed = {name: statement.excluded[name] for name in part[0] if name not in keys}
-        session.execute(
-            statement.on_conflict_do_update(index_elements=keys, set_=changed), [dict(row) for row in part]
-        )

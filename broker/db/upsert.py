@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Dialect, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
+
+from broker.db.types import Base
 
 Process = Callable[[Any], Any]
 
@@ -51,6 +53,14 @@ def upsert(
     if not made.positional:
         parameters = [dict(zip(made.order, row, strict=True)) for row in parameters]
     connection.exec_driver_sql(made.text, parameters)
+
+
+def upsert_mappings(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, all of the columns of the first, or replace what is there by their keys."""
+    if rows:
+        columns = tuple(rows[0])
+        named: Table = table.__table__  # type: ignore[assignment]
+        upsert(session, named, columns, map(itemgetter(*columns), rows))
 
 
 def _processed(row: Sequence[Any], processes: Sequence[tuple[int, Process]]) -> tuple[Any, ...]:

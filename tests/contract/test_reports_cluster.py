@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import update
 
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow, AccountingShareRow
-from broker.accounting.looks import upsert
 from broker.accounting.tables import AccountingCursorRow
+from broker.db.upsert import upsert_mappings
 from broker.identity import Role
 from tests.accounting import at, job, keep
 from tests.api_support import Api, codes, context
@@ -100,12 +100,12 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
         with ctx.db.write() as session:
             keep(session, *JOBS)
             session.execute(update(AccountingCursorRow).values(read_to=HALF))
-            upsert(session, AccountingEventRow, EVENTS)
-            upsert(session, AccountingShareRow, shares)
+            upsert_mappings(session, AccountingEventRow, EVENTS)
+            upsert_mappings(session, AccountingShareRow, shares)
             since = at("2026-04-01T00:00")
             for what in ("events", "shares"):
                 look = {"cluster": "main", "what": what, "since": since, "read_to": HALF, "trouble": None}
-                upsert(session, AccountingLookRow, [look])
+                upsert_mappings(session, AccountingLookRow, [look])
         yield made
 
 
@@ -169,7 +169,7 @@ def test_gpus_whose_type_nobody_tells_are_one_line_with_what_was_given_of_them(a
     with api.ctx.db.write() as session:
         keep(session, job(9, at("2026-05-02T00:00"), run_s=86_400, gpu_count=2))
         keep(session, job(10, at("2026-05-02T00:00"), run_s=86_400))
-        upsert(session, AccountingEventRow, [capacity])
+        upsert_mappings(session, AccountingEventRow, [capacity])
     asked = {"by": "gpu_type", "until": "2026-05-03"}
     view = ask(api, "utilisation", **asked)
     assert {key: one["utilisation"] for key, one in lines(view).items()} == {
@@ -241,7 +241,7 @@ def test_what_happened_only_under_maintenance_is_told_and_takes_no_hour(api: Api
         again = event(
             "reservation 9", "2026-05-05T12:00", "2026-05-05T19:00", "planned", parts=[["n3", 64, {}]]
         )
-        upsert(session, AccountingEventRow, [new, again])
+        upsert_mappings(session, AccountingEventRow, [new, again])
     for by in ("reason", "day"):
         [line] = ask(api, "node_downtime", by=by, reason="new disk")["lines"]
         assert (line["values"]["node_hours"], line["values"]["events"]) == (0, 1)

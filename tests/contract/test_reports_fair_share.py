@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from broker.accounting.event_tables import AccountingShareRow
-from broker.accounting.looks import upsert
+from broker.db.upsert import upsert_mappings
 from broker.identity import Role
 from broker.reports.wanted import PERIODS, period_name
 from tests.accounting import at
@@ -116,7 +116,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         api.add("boss", Role.TENANT_ADMIN, "team-a")
         api.add("ann", tenant="team-a")
         with ctx.db.write() as session:
-            upsert(session, AccountingShareRow, shares)
+            upsert_mappings(session, AccountingShareRow, shares)
         yield Place(api, shares)
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import delete
 
 from broker.accounting.event_tables import AccountingEventRow, AccountingLookRow
-from broker.accounting.looks import EVENTS, upsert
+from broker.accounting.looks import EVENTS
 from broker.context import Context
+from broker.db.upsert import upsert_mappings
 from broker.reports import sources
 from broker.reports import wanted as reports
 from broker.reports.definitions import REPORTS
@@ -75,9 +76,9 @@ def ctx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def stored(ctx: Context, rows: Sequence[Row]) -> None:
     with ctx.db.write() as session:
         session.execute(delete(AccountingEventRow))
-        upsert(session, AccountingEventRow, rows)
+        upsert_mappings(session, AccountingEventRow, rows)
         look = {"cluster": "main", "what": EVENTS, "since": FIRST, "read_to": READ, "trouble": None}
-        upsert(session, AccountingLookRow, [look])
+        upsert_mappings(session, AccountingLookRow, [look])
 
 
 def hours(rows: Sequence[Row]) -> Iterator[tuple[Row, str, int, tuple[int, dict[str, int]], bool]]:
@@ -207,7 +208,7 @@ def test_lines_keep_their_names_however_many_could_be(ctx: Context) -> None:
     stored(ctx, rows)
     with ctx.db.write() as session:
         look = {"cluster": "main", "what": EVENTS, "since": 0, "read_to": READ, "trouble": None}
-        upsert(session, AccountingLookRow, [look])
+        upsert_mappings(session, AccountingLookRow, [look])
     by = ("node", "began", "reason", "day")
     with ctx.db.read() as session:
         made = sources.groups(session, Wanted(REPORTS["node_downtime"], date(2000, 1, 1), UNTIL, by), Scope())

@@ -15,10 +15,10 @@ from sqlalchemy import select
 
 from broker import metrics
 from broker.accounting.event_tables import AccountingLookRow
-from broker.accounting.looks import upsert
 from broker.audit.tables import AuditRow
 from broker.cli import main
 from broker.db.leases import LeaseLost
+from broker.db.upsert import upsert_mappings
 from broker.errors import Unreachable
 from broker.objects import ObjectStore
 from broker.reports.exporter import check_exports
@@ -108,7 +108,7 @@ def test_it_waits_for_node_events_too_where_it_is_made_of_them(place: Place) -> 
     place.read_to("2026-11-01T05:00")
     for read_to, state in (("2026-10-31T20:00", "waiting"), ("2026-11-01T01:00", "stored")):
         with place.ctx.db.write() as session:
-            upsert(session, AccountingLookRow, [look | {"read_to": at(read_to)}])
+            upsert_mappings(session, AccountingLookRow, [look | {"read_to": at(read_to)}])
         place.tick()
         assert [row.state for row in place.rows()] == [state]
 
