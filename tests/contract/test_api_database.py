@@ -54,6 +54,31 @@ def test_tables_and_migrations_agree(db):
         assert set(schema.metadata.tables) | {"alembic_version"} == set(inspect(connection).get_table_names())
 
 
+def conditions(db):
+    """What each index of a part of a table is for, by its name, as the database tells it."""
+    found = inspect(db.engine)
+    indexes = [index for table in schema.metadata.tables for index in found.get_indexes(table)]
+    where = f"{db.engine.dialect.name}_where"
+    options = {index["name"]: index.get("dialect_options", {}) for index in indexes}
+    return {name: str(of[where]) for name, of in options.items() if where in of}
+
+
+def test_indexes_of_a_part_of_a_table_are_for_the_part_that_its_queries_name(db, request, tmp_path):
+    """Alembic compares no conditions: with another one, an index is unused, or keeps out too much."""
+    schema.upgrade(db)
+    of_tables = f"sqlite:///{tmp_path / 'tables.sqlite3'}"
+    if not db.is_sqlite:
+        of_tables = fresh_database(request.getfixturevalue("postgres_url"), f"test{next(NUMBER)}")
+    made = Database(of_tables)
+    try:
+        with made.engine.execution_options(broker_write=True).begin() as connection:
+            schema.metadata.create_all(connection)
+        assert "ix_accounting_jobs_lasting" in conditions(db)
+        assert conditions(db) == conditions(made)
+    finally:
+        made.close()
+
+
 def test_upgrade_again_changes_nothing(db):
     schema.upgrade(db)
     assert schema.upgrade(db) == (schema.head(), schema.head())
