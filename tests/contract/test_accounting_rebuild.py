@@ -436,7 +436,7 @@ def waits(ctx: Context) -> bool:
 def test_a_second_one_waits_and_who_lost_the_lease_changes_nothing_more(ctx: Context) -> None:
     stored(ctx, [job(n, FIRST + n * DAY) for n in range(1, 30)], "doubled")
     before = sums_of(ctx)
-    lease = leases.acquire(ctx.db, "rebuild:main", "another", 60)
+    lease = leases.acquire(ctx.db, "rebuild:main", "another", 3600)
     assert lease is not None
     told: list[str] = []
     waiting = (ctx.db, "main", "test", lambda _: None, told.append)
@@ -471,7 +471,7 @@ def on_its_machine(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_its_machine")
 def test_the_command_says_whom_it_waits_for(ctx: Context, capfd: pytest.CaptureFixture[str]) -> None:
     stored(ctx, [job(1, FIRST)], "doubled")
-    lease = leases.acquire(ctx.db, "rebuild:main", "login1:4711", 60)
+    lease = leases.acquire(ctx.db, "rebuild:main", "login1:4711", 3600)
     assert lease is not None
     codes: list[int] = []
     command = threading.Thread(target=lambda: codes.append(main(["accounting", "rebuild"])))
