@@ -255,6 +255,22 @@ def test_a_part_reads_what_is_near_it_however_long_the_history(ctx: Context) -> 
     assert of_a_part[1] < 2 * of_a_part[0], of_a_part
 
 
+def test_jobs_that_last_are_found_by_their_own_index_whichever_was_made_last(tmp_path: Path) -> None:
+    """SQLite takes the last one of several that seem as good, and a migration may make any of them anew."""
+    way = next(rebuild._touching(FIRST, FIRST + DAY))
+    query = select(AccountingJobRow.job_id).where(AccountingJobRow.cluster == "main", *way)
+    with context(tmp_path) as ctx:
+        for name in ("cluster_start_at", "cluster_end_at"):
+            index = text("select sql from sqlite_master where name = :name")
+            with ctx.db.write() as session:
+                made = session.scalar(index.bindparams(name=f"ix_accounting_jobs_{name}"))
+                session.execute(text(f"drop index ix_accounting_jobs_{name}"))
+                session.execute(text(made))
+                asked = query.compile(session.connection(), compile_kwargs={"literal_binds": True})
+                plan = session.execute(text(f"explain query plan {asked}")).all()
+            assert [" ix_accounting_jobs_lasting " in step.detail for step in plan] == [True], plan
+
+
 def work_of_a_part(ctx: Context, fortnights: int) -> float:
     """What finding a part's errors takes on average."""
     worked = []
